@@ -1,0 +1,1 @@
+"""The HTTP service: accepts latents, tells how jobs stand, hands out results."""

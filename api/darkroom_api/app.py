@@ -1,0 +1,118 @@
+"""The application: routes, error handling, and the parts that run beside the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from darkroom_infra.catalog import Catalog
+from darkroom_infra.keeper import Keeper
+from darkroom_infra.ledger import Ledger
+from darkroom_infra.records import AsyncRecordsClient, RecordsClient
+from darkroom_infra.settings import Settings
+from darkroom_infra.store import ObjectStore, StoreConfig, StoreError
+from darkroom_infra.telemetry import get_logger
+
+from . import errors
+from .routes import jobs, service, vaes
+from .services import Services
+from .waiting import Waiters
+
+WEAK_STORE = (
+    "the object store ignores conditional PUT (If-None-Match): after a fault a job's result may "
+    "be replaced by an equal one, and a cancel may be overtaken"
+)
+
+_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+_log = get_logger("api")
+
+
+def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
+    """Wire the service; nothing is opened before the application starts."""
+    app = FastAPI(
+        title="Darkroom",
+        summary="Develops the latents of diffusion models into pictures.",
+        version="1",
+        lifespan=_lifespan(settings, catalog),
+    )
+    errors.install(app)
+    app.add_middleware(_RequestIds)
+    for part in (jobs, vaes, service):
+        app.include_router(part.router)
+    return app
+
+
+def _lifespan(
+    settings: Settings, catalog: Catalog
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        ledger = Ledger(ObjectStore(StoreConfig.from_settings(settings)))
+        records = AsyncRecordsClient(settings.redis_url)
+        waiters = Waiters(records)
+        warnings: list[str] = []
+        app.state.services = Services(settings, catalog, records, ledger, waiters, warnings)
+        stop = threading.Event()
+        keeper_records = RecordsClient(settings.redis_url)
+        keeper = Keeper(keeper_records, ledger, settings.max_attempts)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(waiters.listen()),
+                group.create_task(_prepare_store(ledger.store, warnings)),
+            ]
+            keeping = group.create_task(asyncio.to_thread(keeper.run, stop))
+            yield
+            stop.set()
+            await keeping
+            for task in tasks:
+                task.cancel()
+        keeper_records.close()
+        await records.close()
+        ledger.store.close()
+
+    return lifespan
+
+
+async def _prepare_store(store: ObjectStore, warnings: list[str]) -> None:
+    """Make the bucket and probe what the store can promise, as soon as it answers."""
+    while True:
+        try:
+            await asyncio.to_thread(store.ensure_bucket)
+            if not await asyncio.to_thread(store.honours_conditional_put):
+                warnings.append(WEAK_STORE)
+                _log.warning("api.weak_store", detail=WEAK_STORE)
+        except StoreError as error:
+            _log.warning("api.store_unavailable", error=str(error))
+            await asyncio.sleep(1)
+        else:
+            return
+
+
+class _RequestIds:
+    """Gives every answer an id: the caller's, where it is sane, else a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

@@ -1,0 +1,59 @@
+"""From a record to the document that callers see."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+from darkroom_infra.records import JobRecord, State, StoredOutput
+from darkroom_infra.store import ObjectStore
+from darkroom_wire.jobs import Job, JobError, Output, Status, Timings
+from darkroom_wire.problems import problem_type
+
+LINK_SECONDS: Final = 3600
+
+_EXPIRED = JobError(
+    type=problem_type("expired"),
+    title="The results have expired",
+    detail="latents and results were deleted when the job's ttl ended",
+)
+
+
+def present(record: JobRecord, store: ObjectStore) -> Job:
+    """Describe a job; links are signed for an hour, or as long as the results are kept."""
+    spec, manifest = record.spec, record.manifest
+    status = record.state.status
+    shown = manifest if status is not Status.EXPIRED else None
+    return Job(
+        id=spec.id,
+        status=status,
+        vae=spec.options.vae,
+        format=spec.format,
+        priority=spec.options.priority,
+        latents=spec.latents,
+        created_at=spec.created_at,
+        started_at=record.started_at,
+        finished_at=manifest.finished_at if manifest else None,
+        expires_at=manifest.expires_at if manifest else None,
+        attempts=record.attempts,
+        queue_position=record.position if record.state is State.QUEUED else None,
+        progress=1.0 if status is Status.SUCCEEDED else record.progress,
+        outputs=tuple(_output(output, record, store) for output in shown.outputs) if shown else (),
+        error=_EXPIRED if status is Status.EXPIRED else (shown.error if shown else None),
+        timings=manifest.timings if manifest else Timings(),
+        provenance=manifest.provenance if manifest else {},
+        metadata=spec.options.metadata,
+    )
+
+
+def link(output: StoredOutput, record: JobRecord, store: ObjectStore) -> str:
+    """Sign a link to one output, valid for an hour or as long as the results are kept."""
+    seconds = LINK_SECONDS
+    if record.manifest is not None:
+        left = (record.manifest.expires_at - datetime.now(UTC)).total_seconds()
+        seconds = max(1, min(seconds, int(left)))
+    return store.presign(output.key, seconds)
+
+
+def _output(output: StoredOutput, record: JobRecord, store: ObjectStore) -> Output:
+    return Output(url=link(output, record, store), **output.model_dump(exclude={"key"}))

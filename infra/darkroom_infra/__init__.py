@@ -1,0 +1,1 @@
+"""What the API and the workers stand on: settings, catalogue, records, store, queue, stack."""

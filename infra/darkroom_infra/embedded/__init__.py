@@ -1,0 +1,1 @@
+"""The embedded stack of `darkroom up`: Valkey, SeaweedFS, the API and workers, supervised."""

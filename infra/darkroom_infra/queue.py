@@ -1,0 +1,116 @@
+"""The queue: Celery on Redis, used as a doorbell. A message says "look at this job", no more."""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+from celery import Celery
+from kombu.transport import redis as kombu_redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+DECODE_QUEUE: Final = "darkroom.decode"
+DEVELOP_TASK: Final = "darkroom.develop"
+
+# The Celery priority of each rank, 0 first: kombu keeps one list for each.
+PRIORITIES: Final = [0, 3, 6]
+
+VISIBILITY_TIMEOUT: Final = 60
+"""Seconds after which Celery sends a message again: harmless, for the record decides who works."""
+
+
+@dataclass(frozen=True)
+class Doorbell:
+    """A ready-made Celery message and the Redis list it belongs in.
+
+    Written by hand so that a script can put a job on record and ring for it in one step. Format:
+    https://docs.celeryq.dev/en/stable/internals/protocol.html (version 2) in kombu's envelope for
+    Redis.
+    """
+
+    queue_key: str
+    message: str
+
+    @classmethod
+    def for_job(cls, job_id: str, rank: int) -> Doorbell:
+        """Make the message that has a worker look at a job."""
+        priority = PRIORITIES[rank]
+        separator = kombu_redis.Channel.sep
+        body = json.dumps([[job_id], {}, {}])
+        message = {
+            "body": base64.b64encode(body.encode()).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {
+                "lang": "py",
+                "task": DEVELOP_TASK,
+                "id": job_id,
+                "root_id": job_id,
+                "ignore_result": True,
+            },
+            "properties": {
+                "correlation_id": job_id,
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": DECODE_QUEUE},
+                "priority": priority,
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid.uuid4()),
+            },
+        }
+        suffix = f"{separator}{priority}" if priority else ""
+        return cls(DECODE_QUEUE + suffix, json.dumps(message, separators=(",", ":")))
+
+
+class Channel(kombu_redis.Channel):  # type: ignore[misc]
+    """kombu's channel, which survives a restart of Redis.
+
+    When Redis goes away, a consumer with several slots may ask for a connection of a transport
+    that was closed meanwhile. kombu then fails with AttributeError, and Celery exits. A connection
+    error is what happened, and Celery reconnects on it.
+    """
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        if self.connection is None or self.connection.client is None:
+            raise RedisConnectionError("the connection to Redis was closed")
+        return super()._connparams(asynchronous)
+
+
+class Transport(kombu_redis.Transport):  # type: ignore[misc]
+    """kombu's Redis transport with the channel above."""
+
+    Channel = Channel
+
+
+def make_celery(redis_url: str) -> Celery:
+    """Make the Celery application of this installation; it is nobody's current app."""
+    app = Celery("darkroom", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        broker_transport=f"{__name__}:{Transport.__name__}",
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "priority_steps": PRIORITIES,
+            "sep": kombu_redis.Channel.sep,
+        },
+        broker_connection_max_retries=None,
+        broker_connection_retry_on_startup=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        accept_content=["json"],
+        task_serializer="json",
+        task_acks_late=True,
+        task_default_queue=DECODE_QUEUE,
+        task_ignore_result=True,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_prefetch_multiplier=1,
+        worker_send_task_events=False,
+    )
+    return app

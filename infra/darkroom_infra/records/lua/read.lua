@@ -1,0 +1,3 @@
+-- One record.
+-- id
+return describe(ARGV[1])

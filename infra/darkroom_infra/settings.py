@@ -1,0 +1,131 @@
+"""Settings: environment variables with the prefix `DARKROOM_`, and a `.env` file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "DARKROOM_"
+ENV_FILE = ".env"
+
+KEY_HASH_PREFIX = "sha256:"
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or invalid. The text names the variable and the reason."""
+
+
+def hash_key(key: str) -> str:
+    """Give the form in which an API key is compared and may be configured: `sha256:HEX`."""
+    if key.startswith(KEY_HASH_PREFIX):
+        return key
+    return KEY_HASH_PREFIX + hashlib.sha256(key.encode()).hexdigest()
+
+
+def _parse_keys(value: object) -> object:
+    """Turn `name:key,…` into a mapping from hashed key to name."""
+    if not isinstance(value, str):
+        return value
+    keys: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in value.split(","))):
+        name, separator, key = entry.partition(":")
+        if not (separator and name and key):
+            raise ValueError("name:key,name:key expected")
+        if name in keys.values():
+            raise ValueError(f"the name {name!r} appears twice")
+        keys[hash_key(key)] = name
+    return keys
+
+
+def _parse_networks(value: object) -> object:
+    return (
+        tuple(filter(None, (part.strip() for part in value.split(","))))
+        if isinstance(value, str)
+        else value
+    )
+
+
+def _check_secret(value: object) -> object:
+    """Check a Standard Webhooks secret: `whsec_` and 24 to 64 bytes in base64."""
+    if not isinstance(value, str):
+        return value
+    try:
+        secret = base64.b64decode(value.removeprefix("whsec_"), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"whsec_ and base64 expected: {error}") from error
+    if not value.startswith("whsec_") or not 24 <= len(secret) <= 64:
+        raise ValueError("whsec_ and 24 to 64 bytes in base64 expected")
+    return value
+
+
+class Settings(BaseSettings):
+    """Every setting of every part. Built once by each program, never changed."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    url: str = "http://127.0.0.1:8000"
+    api_key: SecretStr | None = None
+
+    redis_url: Annotated[str, Field(pattern=r"^rediss?://")] = "redis://127.0.0.1:6379/0"
+
+    s3_endpoint_url: str | None = None
+    s3_public_endpoint_url: str | None = None
+    s3_bucket: str = "darkroom"
+    s3_region: str = "us-east-1"
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: SecretStr | None = None
+
+    catalog: Path | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    worker_threads: int = Field(8, ge=1, le=256)
+    drain_seconds: float = Field(8.0, ge=0)
+
+    api_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_parse_keys)] = {}
+    webhook_secret: Annotated[SecretStr | None, BeforeValidator(_check_secret)] = None
+    webhook_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_networks)] = ()
+
+    result_ttl: int = Field(86_400, ge=1)
+    max_latents_bytes: int = Field(64 * 1024 * 1024, ge=1)
+    max_pixels: int = Field(1 << 26, ge=64)
+    max_queued: int = Field(100_000, ge=1)
+    lease_seconds: float = Field(15.0, gt=0)
+    max_attempts: int = Field(3, ge=1)
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read the environment and `.env`; `overrides` come from command-line options.
+
+        Raises:
+            SettingsError: an unknown or invalid variable, named, with the reason.
+        """
+        _refuse_unknown(cls)
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            faults = (
+                f"{PREFIX}{'.'.join(str(part) for part in fault['loc'][:1]).upper()}: "
+                f"{fault['msg'].removeprefix('Value error, ')}"
+                for fault in error.errors(include_input=False, include_url=False)
+            )
+            raise SettingsError("; ".join(faults)) from None
+
+
+def _refuse_unknown(settings: type[Settings]) -> None:
+    known = {PREFIX + name.upper() for name in settings.model_fields}
+    present = {name.upper() for name in (*os.environ, *dotenv_values(ENV_FILE))}
+    unknown = sorted(name for name in present if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise SettingsError(
+            f"{', '.join(unknown)}: no such setting. Known: {', '.join(sorted(known))}"
+        )

@@ -1,0 +1,240 @@
+"""The object store: any S3-compatible service, behind a few verbs.
+
+Foreign errors become built-in ones here: `FileNotFoundError` for an object that is not there,
+`FileExistsError` for one that is, and for everything that a later try may mend:
+
+    StoreError
+    ├── StoreUnavailableError   S3 is away, slow, or answers 5xx
+    └── StoreRefusedError       S3 refuses: credentials, bucket, rights
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+    from .settings import Settings
+
+MAX_CONNECTIONS: Final = 64
+CONNECT_TIMEOUT: Final = 3
+READ_TIMEOUT: Final = 20
+DELETE_AT_ONCE: Final = 1000
+
+_MISSING: Final = {"404", "NoSuchKey", "NotFound"}
+
+
+class StoreError(Exception):
+    """The object store cannot do what was asked."""
+
+
+class StoreUnavailableError(StoreError):
+    """S3 is away, slow, or answers 5xx. Nothing is known of the call that failed."""
+
+
+class StoreRefusedError(StoreError):
+    """S3 refuses the call: credentials, bucket or rights are wrong."""
+
+
+@contextlib.contextmanager
+def _translated(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if status == 404 and code in _MISSING:
+            raise FileNotFoundError(key) from error
+        if status in (409, 412):
+            raise FileExistsError(key) from error
+        if status in (408, 429) or status >= 500:
+            raise StoreUnavailableError(f"{key}: {error}") from error
+        raise StoreRefusedError(f"{key}: {error}") from error
+    except NoCredentialsError as error:
+        raise StoreRefusedError(str(error)) from error
+    except BotoCoreError as error:
+        raise StoreUnavailableError(f"{key}: {error}") from error
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Where the store is and how it is entered; without keys, boto3's own credential chain."""
+
+    bucket: str
+    region: str
+    endpoint_url: str | None = None
+    public_endpoint_url: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> StoreConfig:
+        """Pick the store's settings."""
+        secret = settings.s3_secret_access_key
+        return cls(
+            bucket=settings.s3_bucket,
+            region=settings.s3_region,
+            endpoint_url=settings.s3_endpoint_url,
+            public_endpoint_url=settings.s3_public_endpoint_url,
+            access_key_id=settings.s3_access_key_id,
+            secret_access_key=secret.get_secret_value() if secret else None,
+        )
+
+
+class ObjectStore:
+    """One bucket. Calls block; they may come from any thread."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.bucket = config.bucket
+        self._region = config.region
+        self._s3 = _client(config, config.endpoint_url)
+        self._public = (
+            _client(config, config.public_endpoint_url) if config.public_endpoint_url else self._s3
+        )
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket if it is not there.
+
+        Raises:
+            StoreError: the bucket can be neither found nor made.
+        """
+        with _translated(self.bucket):
+            try:
+                self._s3.head_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                    raise
+                arguments: dict[str, Any] = {"Bucket": self.bucket}
+                if self._region != "us-east-1":
+                    arguments["CreateBucketConfiguration"] = {"LocationConstraint": self._region}
+                with contextlib.suppress(self._s3.exceptions.BucketAlreadyOwnedByYou):
+                    self._s3.create_bucket(**arguments)
+
+    def put(self, key: str, body: bytes, content_type: str = "application/octet-stream") -> None:
+        """Write an object, over one that may be there."""
+        with _translated(key):
+            self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
+
+    def put_if_absent(self, key: str, body: bytes, content_type: str) -> None:
+        """Write an object only if there is none.
+
+        Raises:
+            FileExistsError: there is one already.
+        """
+        with _translated(key):
+            self._s3.put_object(
+                Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, IfNoneMatch="*"
+            )
+
+    def get(self, key: str) -> bytes:
+        """Read an object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with _translated(key):
+            return self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def exists(self, key: str) -> bool:
+        """Tell whether there is an object."""
+        try:
+            with _translated(key):
+                self._s3.head_object(Bucket=self.bucket, Key=key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below a prefix, in order."""
+        with _translated(prefix):
+            pages = self._s3.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix
+            )
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    yield entry["Key"]
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that are not there are passed over.
+
+        Raises:
+            StoreError: an object could not be deleted.
+        """
+        remaining = list(keys)
+        while remaining:
+            some, remaining = remaining[:DELETE_AT_ONCE], remaining[DELETE_AT_ONCE:]
+            with _translated(some[0]):
+                answer = self._s3.delete_objects(
+                    Bucket=self.bucket,
+                    Delete={"Objects": [{"Key": key} for key in some], "Quiet": True},
+                )
+            faults = [
+                fault for fault in answer.get("Errors", ()) if fault.get("Code") not in _MISSING
+            ]
+            if faults:
+                raise StoreUnavailableError(f"could not delete {faults[0]}")
+
+    def presign(self, key: str, seconds: int) -> str:
+        """Make a link with which anybody may read an object for a while."""
+        return self._public.generate_presigned_url(
+            "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
+        )
+
+    def check(self) -> None:
+        """Ask whether the bucket answers.
+
+        Raises:
+            StoreError: it does not.
+        """
+        try:
+            with _translated(self.bucket):
+                self._s3.head_bucket(Bucket=self.bucket)
+        except FileNotFoundError as error:
+            raise StoreRefusedError(f"there is no bucket {self.bucket!r}") from error
+
+    def honours_conditional_put(self) -> bool:
+        """Try whether a second conditional PUT of one key is refused, as S3 must."""
+        key = f"probes/{uuid4()}"
+        try:
+            self.put_if_absent(key, b"first", "text/plain")
+            self.put_if_absent(key, b"second", "text/plain")
+        except FileExistsError:
+            return True
+        finally:
+            self.delete([key])
+        return False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._s3.close()
+        self._public.close()
+
+
+def _client(config: StoreConfig, endpoint_url: str | None) -> S3Client:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=config.region,
+        aws_access_key_id=config.access_key_id,
+        aws_secret_access_key=config.secret_access_key,
+        config=Config(
+            # Other stores than AWS answer in many ways to checksums they do not know.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path" if endpoint_url else "auto"},
+            signature_version="s3v4",
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=READ_TIMEOUT,
+            max_pool_connections=MAX_CONNECTIONS,
+            retries={"mode": "standard", "total_max_attempts": 3},
+        ),
+    )
