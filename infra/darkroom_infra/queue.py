@@ -18,9 +18,6 @@ DEVELOP_TASK: Final = "darkroom.develop"
 # The Celery priority of each rank, 0 first: kombu keeps one list for each.
 PRIORITIES: Final = [0, 3, 6]
 
-VISIBILITY_TIMEOUT: Final = 60
-"""Seconds after which Celery sends a message again: harmless, for the record decides who works."""
-
 
 @dataclass(frozen=True)
 class Doorbell:
@@ -90,9 +87,10 @@ def make_celery(redis_url: str) -> Celery:
     app.conf.update(
         broker_transport=f"{__name__}:{Transport.__name__}",
         broker_transport_options={
-            "visibility_timeout": VISIBILITY_TIMEOUT,
-            "unacked_restore_interval": 5,
-            "unacked_restore_throttle": 1,
+            # A message that is taken is gone: the record's lease and the keeper see to the job. With
+            # acknowledgements, those that fail while Redis is away would leave a worker deaf, and
+            # each message would cost four more writes.
+            "ack_emulation": False,
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
             "socket_keepalive": True,
@@ -105,7 +103,6 @@ def make_celery(redis_url: str) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         accept_content=["json"],
         task_serializer="json",
-        task_acks_late=True,
         task_default_queue=DECODE_QUEUE,
         task_ignore_result=True,
         worker_enable_remote_control=False,

@@ -172,6 +172,7 @@ def prepare(data: Path, port: int | None, workers: int, settings: Settings) -> S
     binaries.weed()
     if port is not None and not is_free(port):
         raise StackError(f"port {port} is taken: choose another with --port")
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
     ports = _choose_ports(data, port if port is not None else choose_port(DEFAULT_API_PORT))
     _write_private(data / PORTS_FILE, json.dumps(asdict(ports)))
     return Stack(data, ports, _credentials(data), settings, workers)
