@@ -124,12 +124,16 @@ class Stack:
             "-master.volumeSizeLimitMB=1024",
             "-volume.max=0",
             "-volume.preStopSeconds=0",
+            # Alone, a master need not wait long before it elects itself.
+            "-master.electionTimeout=1s",
             "-s3",
             f"-s3.port={self.ports.s3}",
             f"-s3.config={self._write_identities()}",
             *(f"-{name}={port}" for name, port in zip(names, self.ports.seaweed, strict=True)),
         ]
-        return Program("seaweedfs", command, {}, partial(_http_answers, self.s3_url), 90.0)
+        # Its filer would wait 15 s for subscribers of its own; what it has answered is on disk.
+        ready = partial(_http_answers, self.s3_url)
+        return Program("seaweedfs", command, {}, ready, start_seconds=90.0, stop_seconds=1.0)
 
     def api(self) -> Program:
         """The HTTP service."""

@@ -169,7 +169,7 @@ def _end(children: Sequence[_Child]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(max(0.0, deadline - time.monotonic()))
         if child.process.poll() is None:
-            _log.warning("up.killed", part=child.program.name)
+            _log.info("up.killed", part=child.program.name)
             child.process.kill()
             child.process.wait()
 

@@ -36,6 +36,8 @@ CHANNEL: Final = "changes"
 
 SOCKET_TIMEOUT: Final = 5.0
 CONNECT_TIMEOUT: Final = 2.0
+MAX_CONNECTIONS: Final = 32
+POOL_TIMEOUT: Final = 20
 AOF_TIMEOUT_MS: Final = 3000
 
 _UNAVAILABLE = (
@@ -138,13 +140,17 @@ class AsyncRecordsClient:
     def __init__(self, url: str, prefix: str = PREFIX) -> None:
         self._prefix = prefix
         self._aof = True
-        self._redis = redis.asyncio.Redis.from_url(
+        # Hundreds of waiting clients may be woken at once: they share a few connections.
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
             url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=POOL_TIMEOUT,
             decode_responses=True,
             socket_timeout=SOCKET_TIMEOUT,
             socket_connect_timeout=CONNECT_TIMEOUT,
             health_check_interval=5,
         )
+        self._redis = redis.asyncio.Redis.from_pool(pool)
         # Listening may be silent for long: no read timeout, a health check instead.
         self._listener = redis.asyncio.Redis.from_url(
             url,

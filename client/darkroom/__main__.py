@@ -1,0 +1,5 @@
+"""`python -m darkroom` is the command `darkroom`."""
+
+from darkroom.cli import main
+
+main()
