@@ -87,9 +87,9 @@ def make_celery(redis_url: str) -> Celery:
     app.conf.update(
         broker_transport=f"{__name__}:{Transport.__name__}",
         broker_transport_options={
-            # A message that is taken is gone: the record's lease and the keeper see to the job. With
-            # acknowledgements, those that fail while Redis is away would leave a worker deaf, and
-            # each message would cost four more writes.
+            # A message that is taken is gone: the record's lease and the keeper see to the job.
+            # Acknowledgements that fail while Redis is away would leave a worker deaf for good,
+            # and each message would cost four more writes.
             "ack_emulation": False,
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
