@@ -136,3 +136,16 @@ def test_bad_settings_are_refused(
         assert process.wait(30) == 2
         assert process.stderr is not None
         assert setting in process.stderr.read()
+
+
+def test_a_worker_that_cannot_start_ends_the_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is not there is named, with what to set, instead of restarts for ever."""
+    monkeypatch.setenv("DARKROOM_DEVICE", "cuda:77")
+    with running(tmp_path) as process:
+        assert process.wait(90) == 1
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert "worker-1 ended with status 2" in said
+        assert "DARKROOM_DEVICE=cuda:77 cannot be used" in said

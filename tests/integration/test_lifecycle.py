@@ -240,7 +240,7 @@ def test_unusable_vaes_fail_the_job_not_the_worker(servers: Servers, tmp_path: P
     """A missing folder and a corrupt VAE end in failed jobs with the reason; others go on."""
     (tmp_path / "corrupt").mkdir()
     (tmp_path / "corrupt" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
-    (tmp_path / "corrupt" / "model.safetensors").write_bytes(b"nonsense")
+    (tmp_path / "corrupt" / "diffusion_pytorch_model.safetensors").write_bytes(b"nonsense")
     entries = {
         "missing": {"family": "sd", "source": str(tmp_path / "nowhere")},
         "corrupt": {"family": "sd", "source": str(tmp_path / "corrupt")},

@@ -163,7 +163,7 @@ def test_pickled_weights_are_not_loaded(folder: Path, tmp_path: Path) -> None:
     """A folder that holds only other weights than safetensors is refused."""
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(VaeLoadError, match="no safetensors weights"):
+    with pytest.raises(VaeLoadError, match="only safetensors weights"):
         locate(entry_for(tmp_path))
 
 

@@ -10,20 +10,12 @@ def check_device(settings: Settings) -> list[Finding]:
     """Tell which device decodes."""
     import torch
 
-    from .loading import choose_device
+    from .loading import DeviceError, choose_device
 
     try:
         device = choose_device(settings.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        return [
-            Finding(
-                "device",
-                Level.FAULT,
-                f"DARKROOM_DEVICE={settings.device} cannot be used: {error}",
-                "set DARKROOM_DEVICE to auto, cpu or cuda:N",
-            )
-        ]
+    except DeviceError as error:
+        return [Finding("device", Level.FAULT, str(error), "correct DARKROOM_DEVICE")]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return [Finding("device", Level.FINE, f"{device} ({name}), torch {torch.__version__}")]
 

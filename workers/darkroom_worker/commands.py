@@ -19,6 +19,11 @@ def worker() -> None:
         raise typer.Exit(2) from error
     configure_logging("worker")
 
+    from .loading import DeviceError
     from .program import run
 
-    run(settings, catalog)
+    try:
+        run(settings, catalog)
+    except DeviceError as error:
+        typer.echo(f"darkroom worker: {error}", err=True)
+        raise typer.Exit(2) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,20 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
+"""The files that `from_pretrained` reads without a variant: one, or numbered shards."""
+
+_DOWNLOADS = (
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model-*-of-*.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
 _STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class DeviceError(Exception):
+    """A device that is not there. The text says what to set."""
 
 
 class VaeLoadError(Exception):
@@ -82,10 +96,11 @@ def locate(entry: VaeEntry) -> VaeFiles:
         raise VaeLoadError(f"VAE {entry.name}: the folder {folder} {reason}") from error
     except (OSError, ValueError) as error:
         raise VaeLoadError(f"VAE {entry.name}: {folder / 'config.json'}: {error}") from error
-    weights = tuple(sorted(folder.glob("*.safetensors")))
+    weights = tuple(sorted(path for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)))
     if not weights:
         raise VaeLoadError(
-            f"VAE {entry.name}: {folder} holds no safetensors weights, and no others are loaded"
+            f"VAE {entry.name}: {folder} holds no diffusion_pytorch_model.safetensors, and only "
+            "safetensors weights are loaded"
         )
     return VaeFiles(folder, config, weights)
 
@@ -107,10 +122,21 @@ def load(entry: VaeEntry, files: VaeFiles, *, device: torch.device, dtype: str) 
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn the setting into a device: `auto` is CUDA where there is one."""
+    """Turn the setting into a device: `auto` is CUDA where there is one.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise DeviceError(
+            f"DARKROOM_DEVICE={name} cannot be used: {error}; set it to auto, cpu or cuda:N"
+        ) from error
+    return device
 
 
 def _download(entry: VaeEntry) -> Path:
@@ -119,7 +145,7 @@ def _download(entry: VaeEntry) -> Path:
         root = snapshot_download(
             entry.source,
             revision=entry.revision,
-            allow_patterns=[f"{inside}config.json", f"{inside}*.safetensors"],
+            allow_patterns=[inside + name for name in _DOWNLOADS],
         )
     except (OSError, ValueError) as error:
         raise VaeLoadError(f"VAE {entry.name}: hub repository {entry.source}: {error}") from error

@@ -29,6 +29,8 @@ from .loading import choose_device, load, locate
 
 PRESENCE_INTERVAL = timedelta(seconds=5)
 PRESENCE_LEASE = 3 * PRESENCE_INTERVAL
+HELPERS_SECONDS = 2.0
+FAREWELL = timedelta(milliseconds=1)
 
 _log = get_logger("worker")
 
@@ -51,13 +53,19 @@ def run(settings: Settings, catalog: Catalog) -> None:
 
     stop = threading.Event()
     keeper = Keeper(records, ledger, settings.max_attempts)
-    for target in (keeper.run, partial(_announce, records, cache)):
-        threading.Thread(target=target, args=(stop,), daemon=True).start()
+    helpers = [
+        threading.Thread(target=target, args=(stop,), daemon=True)
+        for target in (keeper.run, partial(_announce, records, cache))
+    ]
+    for helper in helpers:
+        helper.start()
     drain = partial(_drain, developer, settings.drain_seconds)
     signals.worker_shutting_down.connect(drain, weak=False)
     _log.info("worker.starting", device=str(device), threads=settings.worker_threads)
     _work(app, settings.worker_threads)
     stop.set()
+    for helper in helpers:
+        helper.join(HELPERS_SECONDS)
 
 
 def _work(app: Celery, threads: int) -> None:
@@ -75,15 +83,18 @@ def _work(app: Celery, threads: int) -> None:
 
 
 def _announce(records: RecordsClient, cache: VaeCache, stop: threading.Event) -> None:
-    """Say every few seconds that this worker lives, and what it holds."""
+    """Say every few seconds that this worker lives, and what it holds; at the end, that it left."""
     name = uuid.uuid4().hex
+    lease = PRESENCE_LEASE
     while True:
         try:
-            records.run(transitions.presence(name, PRESENCE_LEASE, _facts(cache)))
+            records.run(transitions.presence(name, lease, _facts(cache)))
         except RecordsUnavailableError as error:
             _log.warning("worker.not_announced", error=str(error))
-        if stop.wait(PRESENCE_INTERVAL.total_seconds()):
+        if lease is FAREWELL:
             return
+        if stop.wait(PRESENCE_INTERVAL.total_seconds()):
+            lease = FAREWELL
 
 
 def _facts(cache: VaeCache) -> Mapping[str, Mapping[str, int]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import redis
 
+from darkroom_infra.records import RecordsClient, RecordsUnavailableError, transitions
 from darkroom_infra.settings import PREFIX, Settings
 
 from . import binaries
@@ -142,11 +143,12 @@ class Stack:
         return Program("api", command, self.environment, ready, 90.0, 4.0)
 
     def worker(self, number: int) -> Program:
-        """One decode worker; it is ready once it runs, and says so in the queue's statistics."""
+        """One decode worker; it is ready once as many have announced themselves."""
         stop_seconds = 1.0 + self._drain_seconds
         environment = {**self.environment, PREFIX + "DRAIN_SECONDS": str(self._drain_seconds)}
         name = f"worker-{number}"
-        return Program(name, _darkroom("worker"), environment, lambda: True, 60.0, stop_seconds)
+        ready = partial(_workers_announced, self.redis_url, number)
+        return Program(name, _darkroom("worker"), environment, ready, 120.0, stop_seconds)
 
     @property
     def _drain_seconds(self) -> float:
@@ -240,6 +242,16 @@ def _redis_answers(url: str) -> bool:
         return False
     finally:
         client.close()
+
+
+def _workers_announced(redis_url: str, count: int) -> bool:
+    records = RecordsClient(redis_url)
+    try:
+        return records.run(transitions.statistics()).workers >= count
+    except RecordsUnavailableError:
+        return False
+    finally:
+        records.close()
 
 
 def _http_answers(url: str) -> bool:
