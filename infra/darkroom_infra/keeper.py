@@ -19,6 +19,9 @@ from .store import StoreError
 from .telemetry import get_logger
 
 INTERVAL = timedelta(seconds=1)
+LOCK = 2 * INTERVAL
+"""Short, so that a keeper that died is soon replaced; two at once would do no harm."""
+
 FAILED_KEPT = timedelta(days=1)
 
 _log = get_logger("keeper")
@@ -49,7 +52,7 @@ class Keeper:
             RecordsUnavailableError: Redis is away.
             StoreError: S3 is away.
         """
-        if not self._records.try_lock("keeper", self._name, 10 * INTERVAL.total_seconds()):
+        if not self._records.try_lock("keeper", self._name, LOCK.total_seconds()):
             return
         self._rebuild_if_lost()
         for job in self._records.run(transitions.due("running")):

@@ -24,7 +24,7 @@ from .model import JobRecord, JobSpec, Manifest, State, to_milliseconds
 T = TypeVar("T")
 Argument = str | int | float
 
-RING_AFTER = timedelta(seconds=10)
+RING_AFTER = timedelta(seconds=5)
 """How long a queued job waits in silence before its doorbell is rung again."""
 
 IDEMPOTENCY_KEPT = timedelta(hours=24)
