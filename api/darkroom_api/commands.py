@@ -31,22 +31,13 @@ def api(
         )
         raise typer.Exit(2)
 
-    import uvicorn
-
     from .app import create_app
+    from .server import serve
 
     configure_logging("api")
     if not settings.api_keys:
         get_logger("api").info("api.no_keys", detail="no DARKROOM_API_KEYS: serving loopback only")
-    uvicorn.run(
-        create_app(settings, catalog),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=3,
-        server_header=False,
-    )
+    serve(create_app(settings, catalog), host, port)
 
 
 def _is_loopback(host: str) -> bool:

@@ -20,6 +20,7 @@ class Waiters:
 
     def __init__(self, records: AsyncRecordsClient) -> None:
         self._records = records
+        self._closing = False
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     async def listen(self) -> None:
@@ -44,13 +45,18 @@ class Waiters:
             while True:
                 changed.clear()
                 record = await read()
-                if record.state.status.finished:
+                if record.state.status.finished or self._closing:
                     return record
                 try:
                     async with asyncio.timeout_at(deadline):
                         await changed.wait()
                 except TimeoutError:
                     return record
+
+    def close(self) -> None:
+        """Answer all who wait with what is known now: the service is about to stop."""
+        self._closing = True
+        self._wake(None)
 
     @asynccontextmanager
     async def _event(self, job_id: str) -> AsyncIterator[asyncio.Event]:

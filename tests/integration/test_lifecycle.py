@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -215,6 +216,25 @@ def test_many_waiting_clients_are_woken_at_once(intake: Deployment) -> None:
 def submit_alone(intake: Deployment, body: bytes) -> httpx.Response:
     """Submit over a connection of its own."""
     return httpx.post(f"{intake.api_url}/v1/jobs?vae=demo", content=body, headers=HEADERS)
+
+
+def test_a_stopping_api_answers_who_waits(servers: Servers, tmp_path: Path) -> None:
+    """SIGTERM while a client waits: it is answered with the job as it is, not dropped."""
+    with servers.deploy(tmp_path) as darkroom:
+        darkroom.start_api()
+        (api,) = darkroom.processes
+        with darkroom.client() as client, ThreadPoolExecutor(1) as pool:
+            answer = client.post(
+                "/v1/jobs?vae=demo", content=make_latents(1, 4, 8, 8), headers=HEADERS
+            )
+            path = answer.headers["Location"]
+            waiting = pool.submit(client.get, path, params={"wait": 60})
+            # A second waiter that has been answered shows that the first one is waiting.
+            assert httpx.get(f"{darkroom.api_url}{path}?wait=1").json()["status"] == "queued"
+            api.terminate()
+            answer = waiting.result(20)
+            assert (answer.status_code, answer.json()["status"]) == (200, "queued")
+            assert api.wait(10) in (0, -signal.SIGTERM)
 
 
 def test_a_stopping_worker_hands_its_job_back(servers: Servers, tmp_path: Path) -> None:
