@@ -148,12 +148,11 @@ class Latents(BaseModel):
     bytes: int
 
 
-class Output(BaseModel):
-    """One picture or tensor of a finished job. `url` is a presigned link, valid for a while."""
+class OutputInfo(BaseModel):
+    """One picture or tensor of a finished job, without the place where it is."""
 
     model_config = ConfigDict(frozen=True)
 
-    url: str
     content_type: str
     bytes: int
     width: int
@@ -161,6 +160,12 @@ class Output(BaseModel):
     sha256: str
     num_frames: int | None = None
     fps: float | None = None
+
+
+class Output(OutputInfo):
+    """One picture or tensor of a finished job. `url` is a presigned link, valid for a while."""
+
+    url: str
 
 
 class JobError(BaseModel):

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 import redis
 
+from darkroom_infra.families import VaeFacts
 from darkroom_infra.ledger import ending
 from darkroom_infra.queue import DECODE_QUEUE
 from darkroom_infra.records import JobSpec, RecordsClient, RecordsUnavailableError, State
@@ -315,7 +316,7 @@ def test_listing_pages_without_gaps(records: RecordsClient) -> None:
 
 def test_presence_ends_by_itself(records: RecordsClient) -> None:
     """A worker that says nothing more is not counted; what it knew of a VAE stays known."""
-    facts = {"demo": {"latent_channels": 4, "spatial_factor": 8}}
+    facts = {"demo": VaeFacts(latent_channels=4, spatial_factor=8)}
     records.run(steps.presence("w", LEASE, facts))
     assert records.run(steps.loaded()).loaded == {"demo"}
     records.run(steps.presence("w", NO_LEASE, facts))

@@ -10,13 +10,16 @@ import hashlib
 import threading
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
+import stamina
 import torch
 
 from darkroom_infra.catalog import Catalog, UnknownVaeError, VaeEntry
@@ -30,7 +33,7 @@ from darkroom_infra.records import (
     transitions,
 )
 from darkroom_infra.records.transitions import Claim
-from darkroom_infra.store import StoreError
+from darkroom_infra.store import StoreError, StoreUnavailableError
 from darkroom_infra.telemetry import get_logger
 from darkroom_wire.jobs import Format, JobError, Status, Timings
 from darkroom_wire.problems import problem_type
@@ -46,7 +49,20 @@ from .engine import (
 )
 from .loading import VaeLoadError
 
+T = TypeVar("T")
+
 BEATS_PER_LEASE = 3
+PATIENCE = timedelta(seconds=60)
+"""How long an attempt that has its picture waits for Redis or S3 to come back."""
+
+
+_FAILURES: Mapping[type[Exception], tuple[str, str]] = {
+    VaeLoadError: ("vae-unloadable", "The VAE cannot be loaded"),
+    LatentsError: ("invalid-latents", "The latents do not fit the VAE"),
+    OutOfMemoryError: ("out-of-memory", "The job does not fit into memory"),
+    DecodeError: ("decode-failed", "Decoding failed"),
+}
+"""What the engine refuses for good: the problem's type and title."""
 
 _log = get_logger("worker")
 
@@ -204,27 +220,19 @@ class Developer:
             except FutureTimeoutError:
                 if self._engine.pulse.moved_since(count):
                     self._keep(claim, request)
-            except VaeLoadError as error:
-                raise JobFailedError(
-                    "vae-unloadable", "The VAE cannot be loaded", str(error)
-                ) from error
-            except LatentsError as error:
-                raise JobFailedError(
-                    "invalid-latents", "The latents do not fit the VAE", str(error)
-                ) from error
-            except OutOfMemoryError as error:
-                raise JobFailedError(
-                    "out-of-memory", "The job does not fit into memory", str(error)
-                ) from error
-            except DecodeError as error:
-                raise JobFailedError("decode-failed", "Decoding failed", str(error)) from error
+            except tuple(_FAILURES) as error:
+                raise JobFailedError(*_FAILURES[type(error)], str(error)) from error
             except AbandonedError as error:
                 raise LostError from error
 
     def _keep(self, claim: Claim, request: DecodeRequest) -> None:
-        held = self._records.run(
-            transitions.extend(claim.spec.id, claim.nonce, self._lease, request.progress)
-        )
+        extension = transitions.extend(claim.spec.id, claim.nonce, self._lease, request.progress)
+        try:
+            held = self._records.run(extension)
+        except RecordsUnavailableError as error:
+            # The work goes on: whether the job was lost meanwhile, its commit will show.
+            _log.warning("attempt.lease_not_renewed", job=claim.spec.id, error=str(error))
+            return
         if not held:
             request.abandoned = True
             raise LostError
@@ -234,7 +242,7 @@ class Developer:
         stored: list[StoredOutput] = []
         for index, output in enumerate(encoded):
             key = f"{prefix}{index}.{output.extension}"
-            self._ledger.store.put(key, output.body, output.content_type)
+            _patiently(partial(self._ledger.store.put, key, output.body, output.content_type))
             stored.append(
                 StoredOutput(
                     key=key,
@@ -253,12 +261,19 @@ class Developer:
         Raises:
             LostError: another attempt has it, or it was ended otherwise.
         """
-        if not self._records.run(transitions.begin_commit(claim.nonce, self._lease, manifest)):
+        begin = transitions.begin_commit(claim.nonce, self._lease, manifest)
+        if not _patiently(partial(self._records.run, begin)):
             raise LostError
-        winner = self._ledger.commit(manifest)
-        self._records.run(transitions.finish(winner))
+        winner = _patiently(partial(self._ledger.commit, manifest))
+        _patiently(partial(self._records.run, transitions.finish(winner)))
         if winner != manifest:
             raise LostError
+
+
+def _patiently(step: Callable[[], T]) -> T:
+    """Take a step again while Redis or S3 is away: decoding anew would cost more than waiting."""
+    away = (RecordsUnavailableError, StoreUnavailableError)
+    return stamina.retry(on=away, attempts=None, timeout=PATIENCE, wait_max=2.0)(step)()
 
 
 def _provenance(result: DecodeResult, latents: torch.Tensor) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import os
 import threading
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from celery import Celery, signals
 
 from darkroom_infra.catalog import Catalog
+from darkroom_infra.families import VaeFacts
 from darkroom_infra.keeper import Keeper
 from darkroom_infra.ledger import Ledger
 from darkroom_infra.queue import DECODE_QUEUE, DEVELOP_TASK, make_celery
@@ -97,8 +97,8 @@ def _announce(records: RecordsClient, cache: VaeCache, stop: threading.Event) ->
             lease = FAREWELL
 
 
-def _facts(cache: VaeCache) -> Mapping[str, Mapping[str, int]]:
-    return {name: asdict(vae.facts) for name, vae in cache.held().items()}
+def _facts(cache: VaeCache) -> Mapping[str, VaeFacts]:
+    return {name: vae.facts for name, vae in cache.held().items()}
 
 
 def _drain(developer: Developer, seconds: float, **_: Any) -> None:

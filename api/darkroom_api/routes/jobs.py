@@ -207,8 +207,7 @@ async def _facts(services: Services, vae: VaeEntry) -> VaeFacts | None:
     """What is known of a VAE: from the catalogue, or from a worker that has loaded it."""
     if vae.facts is not None:
         return vae.facts
-    seen = (await services.records.run(transitions.loaded())).facts.get(vae.name)
-    return VaeFacts(**seen) if seen else None
+    return (await services.records.run(transitions.loaded())).facts.get(vae.name)
 
 
 def _job(

@@ -8,7 +8,6 @@ from darkroom_api.auth import Owner
 from darkroom_api.errors import NotFoundError
 from darkroom_api.services import ServicesDependency
 from darkroom_infra.catalog import UnknownVaeError, VaeEntry
-from darkroom_infra.families import VaeFacts
 from darkroom_infra.records import transitions
 from darkroom_infra.records.transitions import Presence
 from darkroom_wire.jobs import VaeInfo, VaeList
@@ -34,8 +33,7 @@ async def read_vae(name: str, owner: Owner, services: ServicesDependency) -> Vae
 
 
 def _describe(vae: VaeEntry, presence: Presence) -> VaeInfo:
-    seen = presence.facts.get(vae.name)
-    facts = vae.facts or (VaeFacts(**seen) if seen else None)
+    facts = vae.facts or presence.facts.get(vae.name)
     return VaeInfo(
         name=vae.name,
         family=vae.family,

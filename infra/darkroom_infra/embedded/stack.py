@@ -122,7 +122,8 @@ class Stack:
             f"-dir={folder}",
             f"-ip={HOST}",
             f"-ip.bind={HOST}",
-            "-master.volumeSizeLimitMB=1024",
+            # Free space is given out in volumes, several at once: large ones would soon be all.
+            "-master.volumeSizeLimitMB=128",
             "-volume.max=0",
             "-volume.preStopSeconds=0",
             # Alone, a master need not wait long before it elects itself.

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from darkroom_wire.jobs import Format, JobError, JobOptions, Latents, Status, Timings
+from darkroom_wire.jobs import Format, JobError, JobOptions, Latents, OutputInfo, Status, Timings
 
 
 class State(StrEnum):
@@ -55,19 +55,10 @@ class JobSpec(BaseModel):
     ttl: int
 
 
-class StoredOutput(BaseModel):
+class StoredOutput(OutputInfo):
     """One result in the store."""
 
-    model_config = ConfigDict(frozen=True)
-
     key: str
-    content_type: str
-    bytes: int
-    width: int
-    height: int
-    sha256: str
-    num_frames: int | None = None
-    fps: float | None = None
 
 
 class Manifest(BaseModel):

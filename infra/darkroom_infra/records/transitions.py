@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from darkroom_infra.families import VaeFacts
 from darkroom_infra.queue import Doorbell
 from darkroom_wire.jobs import Priority
 
@@ -87,7 +88,7 @@ class Presence:
     """The VAEs that living workers hold, and the facts of every VAE that was ever loaded."""
 
     loaded: frozenset[str]
-    facts: Mapping[str, Mapping[str, int]]
+    facts: Mapping[str, VaeFacts]
 
 
 @dataclass(frozen=True)
@@ -237,9 +238,10 @@ def due(index: str, limit: int = 100) -> Call[list[Due]]:
     return Call("due", (index, limit), parse)
 
 
-def presence(worker: str, lease: timedelta, vaes: Mapping[str, Mapping[str, int]]) -> Call[bool]:
+def presence(worker: str, lease: timedelta, vaes: Mapping[str, VaeFacts]) -> Call[bool]:
     """Say that a worker lives, and which VAEs it holds."""
-    return Call("presence", (worker, _ms(lease), json.dumps(vaes)), bool)
+    held = json.dumps({name: asdict(facts) for name, facts in vaes.items()})
+    return Call("presence", (worker, _ms(lease), held), bool)
 
 
 def loaded() -> Call[Presence]:
@@ -249,7 +251,7 @@ def loaded() -> Call[Presence]:
         held, facts = answer
         return Presence(
             frozenset(name for vaes in held for name in json.loads(vaes)),
-            {name: json.loads(value) for name, value in _pairs(facts).items()},
+            {name: VaeFacts(**json.loads(value)) for name, value in _pairs(facts).items()},
         )
 
     return Call("loaded", (), parse)
