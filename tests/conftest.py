@@ -56,12 +56,14 @@ class Servers:
     """Valkey and SeaweedFS, shared by a test run."""
 
     stack: Stack
+    databases: list[int] = field(default_factory=lambda: list(range(1, 16)))
 
     @contextmanager
     def deploy(self, tmp_path: Path, **settings: str) -> Iterator[Deployment]:
         """Set up an installation of its own; it starts no process by itself."""
         number = next(_names)
-        redis_url = self.stack.redis_url.removesuffix("/0") + f"/{number % 15 + 1}"
+        database = self.databases.pop()
+        redis_url = self.stack.redis_url.removesuffix("/0") + f"/{database}"
         environment = {
             **self.stack.environment,
             "DARKROOM_REDIS_URL": settings.pop("redis_url", redis_url),
@@ -74,6 +76,7 @@ class Servers:
             yield deployment
         finally:
             deployment.close()
+            self.databases.append(database)
 
 
 @dataclass

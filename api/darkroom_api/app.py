@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,6 +21,7 @@ from darkroom_infra.records import AsyncRecordsClient, RecordsClient
 from darkroom_infra.settings import Settings
 from darkroom_infra.store import ObjectStore, StoreConfig, StoreError
 from darkroom_infra.telemetry import get_logger
+from darkroom_wire import problems
 
 from . import errors
 from .routes import jobs, service, vaes
@@ -33,6 +35,11 @@ WEAK_STORE = (
 
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
+_PROBLEM: dict[str, Any] = {
+    "description": "a problem document (RFC 9457)",
+    "content": {problems.CONTENT_TYPE: {"schema": problems.Problem.model_json_schema()}},
+}
+
 _log = get_logger("api")
 
 
@@ -43,6 +50,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
         summary="Develops the latents of diffusion models into pictures.",
         version="1",
         lifespan=_lifespan(settings, catalog),
+        responses={"4XX": _PROBLEM, "503": _PROBLEM},
     )
     errors.install(app)
     app.add_middleware(_RequestIds)

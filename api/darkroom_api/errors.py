@@ -100,6 +100,8 @@ class TooLargeError(ApiError):
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     name = "too-large"
+    # Else the server would go on reading what is still being sent.
+    headers = MappingProxyType({"Connection": "close"})
 
 
 class UnsupportedMediaError(ApiError):

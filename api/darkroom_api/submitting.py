@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from starlette.concurrency import run_in_threadpool
 
-from darkroom_infra.records import JobRecord, JobSpec, transitions
+from darkroom_infra.records import JobRecord, JobSpec, State, transitions
 from darkroom_infra.records.transitions import Admission
 from darkroom_wire.ids import new_id
 from darkroom_wire.problems import FieldError
@@ -43,7 +43,7 @@ async def accept(
         if await services.records.run_durably(transitions.accept(spec)) == "recovering":
             _refuse(Admission.RECOVERING, 0)
     record = await services.records.run(transitions.read(job_id))
-    if record is None:
+    if record is None or record.state is State.DELETED:
         raise GoneError(f"job {job_id} was deleted")
     return record
 

@@ -7,7 +7,16 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import from_json
 
 MAX_METADATA_BYTES = 4096
 MAX_TTL_SECONDS = 30 * 24 * 3600
@@ -84,8 +93,10 @@ def _json_object(value: object) -> object:
     if len(value.encode()) > MAX_METADATA_BYTES:
         raise ValueError(f"at most {MAX_METADATA_BYTES} bytes of JSON, not {len(value.encode())}")
     try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError) as error:
+        # pydantic's reader bounds the nesting and refuses lone surrogates; 1e999 passes it.
+        parsed = from_json(value, allow_inf_nan=False)
+        json.dumps(parsed, allow_nan=False)
+    except ValueError as error:
         raise ValueError(f"a JSON object was expected: {error}") from error
     if not isinstance(parsed, dict):
         # ValueError, because pydantic turns it into a message about the field.
@@ -134,7 +145,8 @@ class JobOptions(BaseModel):
     @model_validator(mode="after")
     def _check_size(self) -> Self:
         if (self.height is None) != (self.width is None):
-            raise ValueError("height, width: give both or neither")
+            missing = "height" if self.height is None else "width"
+            raise ValueError(f"{missing}: give both height and width, or neither")
         return self
 
 
@@ -179,7 +191,7 @@ class JobError(BaseModel):
 
 
 class Timings(BaseModel):
-    """Where the time of a job went, in milliseconds."""
+    """Where the time of a job went, in milliseconds; steps that were not taken are left out."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -188,6 +200,10 @@ class Timings(BaseModel):
     decode: float | None = None
     encode: float | None = None
     store: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, float]:
+        return {step: value for step, value in serialize(self).items() if value is not None}
 
 
 class Job(BaseModel):

@@ -61,7 +61,9 @@ def check_dtype(dtype: str) -> str:
         TensorFormatError: the dtype is not one of `ITEM_BYTES`.
     """
     if dtype not in ITEM_BYTES:
-        raise TensorFormatError(f"dtype {dtype!r} is not supported: one of {', '.join(ITEM_BYTES)}")
+        raise TensorFormatError(
+            f"dtype {dtype[:40]!r} is not supported: one of {', '.join(ITEM_BYTES)}"
+        )
     return dtype
 
 
@@ -144,7 +146,7 @@ def _header(body: bytes) -> tuple[dict[str, object], int]:
     if len(body) < 8 + length:
         raise TensorFormatError(f"the safetensors header ends after {len(body)} bytes of the file")
     try:
-        header = json.loads(body[8 : 8 + length], object_pairs_hook=_without_duplicates)
+        header = json.loads(body[8 : 8 + length].decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         if isinstance(error, TensorFormatError):
             raise
@@ -155,11 +157,12 @@ def _header(body: bytes) -> tuple[dict[str, object], int]:
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise TensorFormatError(f"the safetensors header has {name!r} twice")
-    return dict(pairs)
+    unique: dict[str, object] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise TensorFormatError(f"the safetensors header has {name[:60]!r} twice")
+        unique[name] = value
+    return unique
 
 
 def _entry(name: str, entry: object) -> tuple[TensorInfo, int, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,7 @@ PREFIX = "DARKROOM_"
 ENV_FILE = ".env"
 
 KEY_HASH_PREFIX = "sha256:"
+KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class SettingsError(ValueError):
@@ -39,18 +42,25 @@ def _parse_keys(value: object) -> object:
         name, separator, key = entry.partition(":")
         if not (separator and name and key):
             raise ValueError("name:key,name:key expected")
+        hashed = hash_key(key)
+        if not KEY_HASH.fullmatch(hashed):
+            raise ValueError(f"the key of {name!r}: sha256: and 64 hexadecimal digits expected")
         if name in keys.values():
             raise ValueError(f"the name {name!r} appears twice")
-        keys[hash_key(key)] = name
+        if hashed in keys:
+            raise ValueError(f"{keys[hashed]!r} and {name!r} have the same key")
+        keys[hashed] = name
     return keys
 
 
 def _parse_networks(value: object) -> object:
-    return (
-        tuple(filter(None, (part.strip() for part in value.split(","))))
-        if isinstance(value, str)
-        else value
-    )
+    """Turn `10.0.0.0/8,::1/128` into a tuple, each a network."""
+    if not isinstance(value, str):
+        return value
+    networks = tuple(filter(None, (part.strip() for part in value.split(","))))
+    for network in networks:
+        ipaddress.ip_network(network)
+    return networks
 
 
 def _check_secret(value: object) -> object:
@@ -66,6 +76,9 @@ def _check_secret(value: object) -> object:
     return value
 
 
+HttpUrl = Annotated[str, Field(pattern=r"^https?://")]
+
+
 class Settings(BaseSettings):
     """Every setting of every part. Built once by each program, never changed."""
 
@@ -73,13 +86,13 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True
     )
 
-    url: str = "http://127.0.0.1:8000"
+    url: HttpUrl = "http://127.0.0.1:8000"
     api_key: SecretStr | None = None
 
     redis_url: Annotated[str, Field(pattern=r"^rediss?://")] = "redis://127.0.0.1:6379/0"
 
-    s3_endpoint_url: str | None = None
-    s3_public_endpoint_url: str | None = None
+    s3_endpoint_url: HttpUrl | None = None
+    s3_public_endpoint_url: HttpUrl | None = None
     s3_bucket: str = "darkroom"
     s3_region: str = "us-east-1"
     s3_access_key_id: str | None = None
@@ -89,7 +102,7 @@ class Settings(BaseSettings):
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     worker_threads: int = Field(8, ge=1, le=256)
-    drain_seconds: float = Field(8.0, ge=0)
+    drain_seconds: float = Field(8.0, ge=0, allow_inf_nan=False)
 
     api_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_parse_keys)] = {}
     webhook_secret: Annotated[SecretStr | None, BeforeValidator(_check_secret)] = None
@@ -99,7 +112,7 @@ class Settings(BaseSettings):
     max_latents_bytes: int = Field(64 * 1024 * 1024, ge=1)
     max_pixels: int = Field(1 << 26, ge=64)
     max_queued: int = Field(100_000, ge=1)
-    lease_seconds: float = Field(15.0, gt=0)
+    lease_seconds: float = Field(15.0, gt=0, allow_inf_nan=False)
     max_attempts: int = Field(3, ge=1)
 
     @classmethod

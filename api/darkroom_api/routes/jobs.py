@@ -55,14 +55,20 @@ _SUBMIT_OPENAPI: dict[str, Any] = {
 }
 
 
-@router.post("", status_code=202, response_model=Job, openapi_extra=_SUBMIT_OPENAPI)
+@router.post(
+    "",
+    status_code=202,
+    response_model=Job,
+    responses={200: {"model": Job, "description": "finished within `Prefer: wait=N`"}},
+    openapi_extra=_SUBMIT_OPENAPI,
+)
 async def submit(
     request: Request,
     query: Annotated[SubmitQuery, Query()],
     owner: Owner,
     services: ServicesDependency,
     idempotency: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
-    prefer: Annotated[str, Header()] = "",
+    prefer: Annotated[list[str] | None, Header()] = None,
 ) -> Response:
     """Submit latents: 202 once the job cannot be lost, 200 if it ends within `Prefer: wait=N`."""
     _refuse_repeated(request)
@@ -82,7 +88,7 @@ async def submit(
     record = await submitting.accept(services, owner, submission, key)
     job_id = record.spec.id
     headers = {"Location": f"/v1/jobs/{job_id}"}
-    wait = preferred_wait(prefer)
+    wait = preferred_wait(",".join(prefer or ()))
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait}"
         record = await _wait(services, owner, job_id, wait)

@@ -128,6 +128,7 @@ class Stack:
             "-volume.preStopSeconds=0",
             # Alone, a master need not wait long before it elects itself.
             "-master.electionTimeout=1s",
+            "-master.telemetry=false",
             "-s3",
             f"-s3.port={self.ports.s3}",
             f"-s3.config={self._write_identities()}",

@@ -11,7 +11,7 @@ for index, id in ipairs(ids) do
   if states == '' or wanted[get(id, 'state')] then
     page[#page + 1] = { id, describe(id) }
     if #page == tonumber(length) then
-      return { index < #ids and id or '', page }
+      return { (index < #ids or #ids == tonumber(most)) and id or '', page }
     end
   end
 end
