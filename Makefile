@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.set-up
 
-.PHONY: setup demo up test check format bench clean
+.PHONY: setup demo up test check format clean
 
 setup: $(STAMP)
 

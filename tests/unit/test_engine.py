@@ -127,6 +127,20 @@ def test_an_abandoned_decode_stops(folder: Path) -> None:
     assert following.future.result(SECONDS).batch_size == 1
 
 
+def test_a_vae_that_was_loaded_again_is_watched(folder: Path) -> None:
+    """Progress is felt in every VAE, also in one that left the memory and came back."""
+    cache = make_cache()
+    engine = Engine(cache)
+    for name in ("a", "b", "a", "b"):
+        count = engine.pulse.count
+        request = request_for(entry_for(folder, name))
+        engine.submit(request)
+        request.future.result(SECONDS)
+        assert engine.pulse.count > count + 10, "one beat for each layer"
+        assert 0.9 < request.progress < 1
+        cache.keep_only("none")
+
+
 def test_wrong_latents_fail_the_request_alone(folder: Path) -> None:
     """What the VAE's own configuration refuses is named, and the engine goes on."""
     engine = Engine(make_cache())

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -119,22 +120,26 @@ class Pulse:
 
 
 class Engine:
-    """Owns the device. `decode` may be called from any thread; everything else runs in one."""
+    """Owns the device. `submit` may be called from any thread; everything else runs in one."""
 
     def __init__(self, cache: VaeCache) -> None:
         self._cache = cache
         self._waiting: deque[DecodeRequest] = deque()
         self._arrived = threading.Condition()
-        self._watched: set[int] = set()
+        self._watched: WeakSet[nn.Module] = WeakSet()
         self._batch: list[DecodeRequest] = []
         self._steps = 0
         self.pulse = Pulse()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     def submit(self, request: DecodeRequest) -> None:
-        """Queue a request; its future gets a `DecodeResult`, or one of the errors of `decode`.
+        """Queue a request. Its future gets a `DecodeResult`, or one of these errors.
 
-        Errors: `VaeLoadError`, `LatentsError`, `DecodeError`, `AbandonedError`.
+        Raises:
+            VaeLoadError: the VAE cannot be loaded.
+            LatentsError: the latents do not fit it.
+            DecodeError: decoding failed; `OutOfMemoryError` where it does not fit into memory.
+            AbandonedError: the request was abandoned meanwhile.
         """
         with self._arrived:
             self._waiting.append(request)
@@ -173,30 +178,49 @@ class Engine:
             _fail(batch, DecodeError(f"{type(error).__name__}: {error}"))
 
     def _decode(self, vae: LoadedVae, batch: list[DecodeRequest]) -> None:
-        """Decode a batch; where memory is short, drop other VAEs, then halve the batch."""
         started = time.perf_counter()
-        try:
-            tensors = self._run_model(vae, batch)
-        except torch.OutOfMemoryError as error:
-            if self._cache.keep_only(vae.entry.name):
-                return self._decode(vae, batch)
-            if len(batch) == 1:
-                raise OutOfMemoryError(f"the device's memory is too small: {error}") from error
-            middle = len(batch) // 2
-            self._serve(batch[:middle])
-            return self._serve(batch[middle:])
+        tensors = self._try_model(vae, batch)
+        if tensors is None:
+            self._decode_with_less(vae, batch)
+            return
         seconds = time.perf_counter() - started
         pictures = sum(len(request.latents) for request in batch)
         for request, tensor in zip(batch, tensors, strict=True):
             request.future.set_result(DecodeResult(tensor, vae, seconds, pictures))
-        return None
+
+    def _decode_with_less(self, vae: LoadedVae, batch: list[DecodeRequest]) -> None:
+        """Decode where memory is short: drop other VAEs, then halve the batch, then give up."""
+        if self._cache.keep_only(vae.entry.name):
+            self._decode(vae, batch)
+        elif len(batch) > 1:
+            middle = len(batch) // 2
+            self._serve(batch[:middle])
+            self._serve(batch[middle:])
+        else:
+            raise OutOfMemoryError(
+                f"latents of shape {list(batch[0].latents.shape)} do not fit into the memory of "
+                f"{vae.device} with this VAE: send fewer or smaller pictures in one job"
+            )
+
+    def _try_model(self, vae: LoadedVae, batch: list[DecodeRequest]) -> list[Tensor] | None:
+        """Run the model; None where memory is short.
+
+        The error is not handed on: its traceback would keep the tensors of the failed run alive.
+        """
+        try:
+            return self._run_model(vae, batch)
+        except torch.OutOfMemoryError as error:
+            _log.warning("engine.out_of_memory", vae=vae.entry.name, error=str(error))
+            return None
 
     def _run_model(self, vae: LoadedVae, batch: list[DecodeRequest]) -> list[Tensor]:
         self._watch(vae.module)
         self._batch, self._steps = batch, _count_steps(vae.module)
-        latents = torch.cat([request.latents for request in batch])
-        decoded = decoding.decode(vae, decoding.prepare(vae, latents, batch[0].options))
-        self._batch = []
+        try:
+            latents = torch.cat([request.latents for request in batch])
+            decoded = decoding.decode(vae, decoding.prepare(vae, latents, batch[0].options))
+        finally:
+            self._batch = []
         parts = torch.split(decoded, [len(request.latents) for request in batch])
         return [
             (decoding.to_pixels(part) if request.as_pixels else part).cpu()
@@ -205,9 +229,9 @@ class Engine:
 
     def _watch(self, module: nn.Module) -> None:
         """Feel the pulse at every layer of the decoder."""
-        if id(module) in self._watched:
+        if module in self._watched:
             return
-        self._watched.add(id(module))
+        self._watched.add(module)
         for layer in _layers(module):
             layer.register_forward_hook(self._beat)
 
