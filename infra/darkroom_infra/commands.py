@@ -56,8 +56,9 @@ def up(
 def _run(stack: Stack, supervisor: Supervisor) -> None:
     from .embedded.stack import ADDRESSES_FILE
 
-    typer.echo("starting Valkey and SeaweedFS …", err=True)
-    supervisor.start(stack.valkey(), stack.seaweedfs())
+    servers = stack.servers()
+    typer.echo(f"starting {', '.join(program.name for program in servers)} …", err=True)
+    supervisor.start(*servers)
     typer.echo("starting the API and the workers …", err=True)
     workers = [stack.worker(number + 1) for number in range(stack.workers)]
     supervisor.start(stack.api(), *workers)

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import eventually, make_latents
+from tests.conftest import Servers, eventually, make_latents
 
 HEADERS = {"Content-Type": "application/x-safetensors"}
 STOP_SECONDS = 15
@@ -92,6 +92,17 @@ def test_a_stack_stops_in_order_and_goes_on(tmp_path: Path) -> None:
         assert again.json()["status"] == "succeeded", again.json()
         process.send_signal(signal.SIGINT)
         assert process.wait(STOP_SECONDS) == 0
+
+
+def test_a_configured_redis_is_used(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With DARKROOM_REDIS_URL set, the stack runs without a Valkey of its own."""
+    monkeypatch.setenv("DARKROOM_REDIS_URL", servers.stack.redis_url)
+    with running(tmp_path, "--workers", "0") as process:
+        api = api_of(tmp_path, process)
+        assert httpx.get(f"{api}/readyz").status_code == 200
+        assert set(parts_of(process)) == {"weed", "api"}
 
 
 def test_two_stacks_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -69,13 +69,23 @@ class Stack:
 
     @property
     def redis_url(self) -> str:
-        """Valkey's address."""
-        return f"redis://{HOST}:{self.ports.redis}/0"
+        """Valkey's address, or the configured one."""
+        return (
+            self.settings.redis_url if self._has_redis else f"redis://{HOST}:{self.ports.redis}/0"
+        )
 
     @property
     def s3_url(self) -> str:
-        """The store's address."""
-        return f"http://{HOST}:{self.ports.s3}"
+        """The store's address, or the configured one."""
+        return self.settings.s3_endpoint_url or f"http://{HOST}:{self.ports.s3}"
+
+    @property
+    def _has_redis(self) -> bool:
+        return "redis_url" in self.settings.model_fields_set
+
+    @property
+    def _has_s3(self) -> bool:
+        return self.settings.s3_endpoint_url is not None
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -84,11 +94,23 @@ class Stack:
             "URL": self.api_url,
             "REDIS_URL": self.redis_url,
             "S3_ENDPOINT_URL": self.s3_url,
-            "S3_ACCESS_KEY_ID": self.credentials.access_key_id,
-            "S3_SECRET_ACCESS_KEY": self.credentials.secret_access_key,
             "WEBHOOK_ALLOW": ",".join(self.settings.webhook_allow) or "127.0.0.0/8,::1/128",
         }
+        if not self._has_s3:
+            values["S3_ACCESS_KEY_ID"] = self.credentials.access_key_id
+            values["S3_SECRET_ACCESS_KEY"] = self.credentials.secret_access_key
         return {PREFIX + name: value for name, value in values.items()}
+
+    def servers(self) -> list[Program]:
+        """The servers to run here: those that the settings do not name.
+
+        Raises:
+            MissingBinaryError: a server has no program for this platform.
+        """
+        return [
+            *([] if self._has_redis else [self.valkey()]),
+            *([] if self._has_s3 else [self.seaweedfs()]),
+        ]
 
     def valkey(self) -> Program:
         """Valkey, with every write on disk before it is answered."""
@@ -174,10 +196,7 @@ def prepare(data: Path, port: int | None, workers: int, settings: Settings) -> S
 
     Raises:
         StackError: the given port is taken.
-        MissingBinaryError: a part has no program for this platform.
     """
-    binaries.valkey_server()
-    binaries.weed()
     if port is not None and not is_free(port):
         raise StackError(f"port {port} is taken: choose another with --port")
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
