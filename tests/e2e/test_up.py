@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from darkroom_infra.embedded.ports import free_ports
 from tests.conftest import Servers, eventually, make_latents
 
 HEADERS = {"Content-Type": "application/x-safetensors"}
@@ -24,7 +25,9 @@ STOP_SECONDS = 15
 
 @contextmanager
 def running(data: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run `darkroom up`, and end it whatever happens."""
+    """Run `darkroom up` on a port of its own, and end it whatever happens."""
+    if "--port" not in options:
+        options = (*options, "--port", str(free_ports(1)[0]))
     process = subprocess.Popen(
         [sys.executable, "-m", "darkroom", "up", "--data", str(data), *options],
         stderr=subprocess.PIPE,
