@@ -138,12 +138,15 @@ def read_latents(body: bytes, kind: str, raw: RawTensor) -> tuple[Tensor, Mappin
     try:
         return _raw_tensor(body, raw) if kind == RAW else _file_tensor(body, raw)
     except TensorFormatError as error:
-        raise InvalidRequestError.of(FieldError(field="latents", message=str(error))) from error
+        field = error.field if kind == RAW else "latents"
+        raise InvalidRequestError.of(FieldError(field=field, message=str(error))) from error
 
 
 def _raw_tensor(body: bytes, raw: RawTensor) -> tuple[Tensor, Mapping[str, object]]:
     if raw.dtype is None:
-        raise TensorFormatError(f"{RAW} needs dtype in the query: {', '.join(tensors.ITEM_BYTES)}")
+        raise TensorFormatError(
+            f"{RAW} needs it in the query: one of {', '.join(tensors.ITEM_BYTES)}", "dtype"
+        )
     return tensors.from_raw(body, _parse_shape(raw.shape), raw.dtype), {}
 
 
@@ -151,9 +154,11 @@ def _parse_shape(values: Sequence[str]) -> list[int]:
     """Read `shape=1&shape=4&…` or `shape=1,4,…`."""
     lengths = [length.strip() for value in values for length in value.split(",")]
     if not lengths or not all(length.isascii() and length.isdigit() for length in lengths):
-        raise TensorFormatError(f"{RAW} needs shape=1&shape=4&… in the query, not {lengths}")
+        raise TensorFormatError(
+            f"{RAW} needs shape=1&shape=4&… in the query, not {lengths}", "shape"
+        )
     if any(len(length) > 18 for length in lengths):
-        raise TensorFormatError(f"a length in shape {lengths} is absurd")
+        raise TensorFormatError(f"a length in shape {lengths} is absurd", "shape")
     return [int(length) for length in lengths]
 
 

@@ -31,7 +31,7 @@ async def accept(
         transitions.admit(
             owner,
             idempotency,
-            _fingerprint(submission),
+            await run_in_threadpool(_fingerprint, submission) if idempotency else "",
             new_id(),
             services.settings.max_queued,
         )

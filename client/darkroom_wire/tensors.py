@@ -29,7 +29,14 @@ COMFY_VERSION = "latent_format_version_0"
 
 
 class TensorFormatError(ValueError):
-    """Bytes that are not the tensor they should be. The text names what was expected and came."""
+    """Bytes that are not the tensor they should be. The text names what was expected and came.
+
+    `field` is what is at fault where shape and dtype come apart from the bytes.
+    """
+
+    def __init__(self, message: str, field: str = "latents") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def check_dtype(dtype: str) -> str:
     """
     if dtype not in ITEM_BYTES:
         raise TensorFormatError(
-            f"dtype {dtype[:40]!r} is not supported: one of {', '.join(ITEM_BYTES)}"
+            f"dtype {dtype[:40]!r} is not supported: one of {', '.join(ITEM_BYTES)}", "dtype"
         )
     return dtype
 
@@ -74,9 +81,13 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
         TensorFormatError: a length is zero or negative, or there are none or too many.
     """
     if not 1 <= len(shape) <= MAX_DIMENSIONS:
-        raise TensorFormatError(f"shape {list(shape)} has {len(shape)} dimensions: 1 to 8 expected")
+        raise TensorFormatError(
+            f"shape {list(shape)} has {len(shape)} dimensions: 1 to 8 expected", "shape"
+        )
     if any(length < 1 for length in shape):
-        raise TensorFormatError(f"shape {list(shape)} is empty: every length must be at least 1")
+        raise TensorFormatError(
+            f"shape {list(shape)} is empty: every length must be at least 1", "shape"
+        )
     return tuple(shape)
 
 

@@ -234,6 +234,25 @@ def test_refused_with_the_cause(accepting: httpx.Client, case: Case) -> None:
         assert answer.json()["errors"], "the field at fault is listed"
 
 
+@pytest.mark.parametrize(
+    ("query", "at_fault"),
+    [
+        ({"dtype": "float32"}, "shape"),
+        ({"shape": "1,4,8,8"}, "dtype"),
+        ({"shape": "1,4,8,8", "dtype": "int8"}, "dtype"),
+        ({"shape": "1,4,0,8", "dtype": "float32"}, "shape"),
+        ({"shape": "1,4,8,9", "dtype": "float32"}, "latents"),
+    ],
+    ids=str,
+)
+def test_the_field_at_fault(accepting: httpx.Client, query: dict[str, str], at_fault: str) -> None:
+    """For raw bodies the errors tell the shape, the dtype and the bytes apart."""
+    answer = accepting.post(
+        "/v1/jobs", params={"vae": "demo"} | query, content=RAW_BODY, headers=RAW
+    )
+    assert [error["field"] for error in answer.json()["errors"]] == [at_fault]
+
+
 def test_too_many_pixels(accepting: httpx.Client) -> None:
     """A job over the limit of pixels gets 413 with the figures."""
     body = make_latents(17, 4, 64, 64, dtype="float16")
