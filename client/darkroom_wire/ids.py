@@ -6,15 +6,20 @@ import uuid
 from datetime import UTC, datetime
 
 _TIMESTAMP_SHIFT = 80
-_RANDOM_MASK = (1 << 74) - 1
+_NS_PER_MS = 1_000_000
+_RANDOM_MASK = (1 << 62) - 1
 
 
-def new_id(unix_ms: int | None = None, random: bytes | None = None) -> str:
-    """Make an id, 36 characters, from milliseconds since 1970 and ten random bytes."""
-    milliseconds = time.time_ns() // 1_000_000 if unix_ms is None else unix_ms
-    entropy = int.from_bytes(os.urandom(10) if random is None else random, "big") & _RANDOM_MASK
-    high, low = entropy >> 62, entropy & ((1 << 62) - 1)
-    value = milliseconds << _TIMESTAMP_SHIFT | 7 << 76 | high << 64 | 0b10 << 62 | low
+def new_id(unix_ns: int | None = None, random: bytes | None = None) -> str:
+    """Make an id, 36 characters, from nanoseconds since 1970 and eight random bytes.
+
+    The 12 bits behind the milliseconds hold their fraction (RFC 9562, section 6.2, method 3), so
+    that ids made one after the other sort to about a quarter of a microsecond.
+    """
+    milliseconds, rest = divmod(time.time_ns() if unix_ns is None else unix_ns, _NS_PER_MS)
+    fraction = (rest << 12) // _NS_PER_MS
+    chance = int.from_bytes(os.urandom(8) if random is None else random, "big") & _RANDOM_MASK
+    value = milliseconds << _TIMESTAMP_SHIFT | 7 << 76 | fraction << 64 | 0b10 << 62 | chance
     return str(uuid.UUID(int=value))
 
 
