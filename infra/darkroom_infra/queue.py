@@ -88,8 +88,8 @@ def make_celery(redis_url: str) -> Celery:
         broker_transport=f"{__name__}:{Transport.__name__}",
         broker_transport_options={
             # A message that is taken is gone: the record's lease and the keeper see to the job.
-            # Acknowledgements that fail while Redis is away would leave a worker deaf for good,
-            # and each message would cost four more writes.
+            # Acknowledgements would say nothing more, would cost each message four more writes, and
+            # fail where Redis is away: a worker that waits for them does not notice that it is.
             "ack_emulation": False,
             "socket_timeout": 5,
             "socket_connect_timeout": 2,
