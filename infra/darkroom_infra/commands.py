@@ -57,8 +57,9 @@ def _run(stack: Stack, supervisor: Supervisor) -> None:
     from .embedded.stack import ADDRESSES_FILE
 
     servers = stack.servers()
-    typer.echo(f"starting {', '.join(program.name for program in servers)} …", err=True)
-    supervisor.start(*servers)
+    if servers:
+        typer.echo(f"starting {', '.join(program.name for program in servers)} …", err=True)
+        supervisor.start(*servers)
     typer.echo("starting the API and the workers …", err=True)
     workers = [stack.worker(number + 1) for number in range(stack.workers)]
     supervisor.start(stack.api(), *workers)

@@ -131,8 +131,7 @@ class Developer:
             _log.warning("attempt.interrupted", job=job_id, error=str(error))
 
     def drain(self) -> None:
-        """Take no more jobs, and hand back those that are under way."""
-        self._draining.set()
+        """Hand back the jobs that are under way; `stop_taking` comes first."""
         for claim in list(self._claims.values()):
             try:
                 self._records.run(transitions.release(claim))

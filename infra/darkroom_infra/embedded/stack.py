@@ -156,7 +156,8 @@ class Stack:
             f"-s3.config={self._write_identities()}",
             *(f"-{name}={port}" for name, port in zip(names, self.ports.seaweed, strict=True)),
         ]
-        # Its filer would wait 15 s for subscribers of its own; what it has answered is on disk.
+        # Its filer would wait 15 s for subscribers of its own. Ending it outright loses nothing:
+        # what it has answered was written to files.
         ready = partial(_http_answers, self.s3_url)
         return Program("seaweedfs", command, {}, ready, start_seconds=90.0, stop_seconds=1.0)
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from darkroom_infra.telemetry import get_logger
@@ -52,7 +52,6 @@ class _Child:
     started_at: float = 0.0
     backoff: float = FIRST_BACKOFF
     restart_at: float | None = None
-    restarts: int = field(default=0)
 
 
 class Supervisor:

@@ -213,15 +213,6 @@ class AsyncRecordsClient:
                     elif message["type"] == "message":
                         yield message["data"].partition(" ")[0]
 
-    async def ping(self) -> None:
-        """Ask whether Redis answers.
-
-        Raises:
-            RecordsUnavailableError: it does not.
-        """
-        with _translated():
-            await self._redis.ping()
-
     async def epoch(self) -> str | None:
         """Name the epoch: absent while records and ledger may disagree."""
         with _translated():
