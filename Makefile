@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.set-up
 
-.PHONY: setup demo up test check format clean
+.PHONY: setup demo up test check faults fidelity format clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,15 @@ check: setup
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint infra/docker/api.Dockerfile infra/docker/worker.Dockerfile
+
+# Measures how far pictures are from the pipelines' own, and writes the table in docs/fidelity.md.
+fidelity: setup
+	$(BIN)/pytest tests/integration/test_pipelines.py --write-docs
+
+# The fault suite at full size, for about 40 minutes; writes bench/results/faults.json and the table in
+# docs/reliability.md.
+faults: setup
+	$(BIN)/python -m tests.faults.run --write-docs
 
 format: setup
 	$(BIN)/ruff format .

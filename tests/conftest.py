@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
 
 from darkroom_infra.embedded.ports import free_ports
 from darkroom_infra.embedded.stack import Stack, prepare
@@ -33,6 +34,11 @@ from darkroom_wire.tensors import from_raw, to_safetensors
 T = TypeVar("T")
 START_SECONDS = 60.0
 _names = itertools.count()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let tests that measure write their figures into the documents."""
+    parser.addoption("--write-docs", action="store_true", help="write figures into docs/")
 
 
 def eventually(read: Callable[[], T], seconds: float = 30.0) -> T:
@@ -117,6 +123,16 @@ class Deployment:
         assert process.poll() is None, self.logs()
         return process
 
+    def start_courier(self) -> subprocess.Popen[bytes]:
+        """Start a courier of webhooks, and wait until it can be rung for."""
+        from darkroom_infra.records import transitions
+
+        process = self._spawn("webhooks")
+        alive = transitions.courier_alive()
+        eventually(lambda: process.poll() is not None or self.records().run(alive), START_SECONDS)
+        assert process.poll() is None, self.logs()
+        return process
+
     def records(self) -> RecordsClient:
         """Open the job records."""
         return RecordsClient(self.environment["DARKROOM_REDIS_URL"])
@@ -150,6 +166,14 @@ class Deployment:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._drop_bucket()
+
+    def _drop_bucket(self) -> None:
+        """Delete the bucket with all in it: SeaweedFS holds volumes for each, and has few."""
+        store = ObjectStore(self._store_config())
+        # Not made yet, or the store is away by the test's own doing.
+        with suppress(ClientError, BotoCoreError):
+            store._s3.delete_bucket(Bucket=store.bucket)
 
     def _workers(self) -> int:
         from darkroom_infra.records import transitions

@@ -50,7 +50,7 @@ def write_catalog(folder: Path, entries: dict[str, dict[str, str]]) -> Path:
     tables = []
     for name, entry in entries.items():
         lines = [f'{key} = "{value}"' for key, value in entry.items()]
-        tables.append("\n".join([f"[vaes.{name}]", *lines]))
+        tables.append("\n".join([f'[vaes."{name}"]', *lines]))
     path = folder / "catalog.toml"
     path.write_text("\n\n".join(tables))
     return path

@@ -14,8 +14,10 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from darkroom_infra import failpoints
+from darkroom_infra.batches import Batches
 from darkroom_infra.catalog import Catalog
-from darkroom_infra.keeper import Keeper
+from darkroom_infra.keeper import Keeper, Sweeper
 from darkroom_infra.ledger import Ledger
 from darkroom_infra.records import AsyncRecordsClient, RecordsClient
 from darkroom_infra.settings import Settings
@@ -24,7 +26,7 @@ from darkroom_infra.telemetry import get_logger
 from darkroom_wire import problems
 
 from . import errors
-from .routes import jobs, service, vaes
+from .routes import batches, deliveries, events, hf, jobs, service, uploads, vaes
 from .services import Services
 from .waiting import Waiters
 
@@ -54,7 +56,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     )
     errors.install(app)
     app.add_middleware(_RequestIds)
-    for part in (jobs, vaes, service):
+    for part in (jobs, uploads, batches, deliveries, events, vaes, hf, service):
         app.include_router(part.router)
     return app
 
@@ -68,22 +70,35 @@ def _lifespan(
         records = AsyncRecordsClient(settings.redis_url)
         waiters = Waiters(records)
         warnings: list[str] = []
-        app.state.services = Services(settings, catalog, records, ledger, waiters, warnings)
+        blocking_records = RecordsClient(settings.redis_url)
+        sweeper = Sweeper(blocking_records, ledger)
+        app.state.services = Services(
+            settings,
+            catalog,
+            records,
+            ledger,
+            Batches(blocking_records, ledger),
+            waiters,
+            sweeper,
+            warnings,
+        )
         stop = threading.Event()
-        keeper_records = RecordsClient(settings.redis_url)
-        keeper = Keeper(keeper_records, ledger, settings.max_attempts)
+        keeper = Keeper(blocking_records, ledger, settings.max_attempts)
+        failpoints.arm(settings.failpoints)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(waiters.listen()),
                 group.create_task(_prepare_store(ledger.store, warnings)),
             ]
-            keeping = group.create_task(asyncio.to_thread(keeper.run, stop))
+            keeping = [
+                group.create_task(asyncio.to_thread(part.run, stop)) for part in (keeper, sweeper)
+            ]
             yield
             stop.set()
-            await keeping
+            await asyncio.gather(*keeping)
             for task in tasks:
                 task.cancel()
-        keeper_records.close()
+        blocking_records.close()
         await records.close()
         ledger.store.close()
 

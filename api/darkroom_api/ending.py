@@ -6,17 +6,13 @@ from datetime import timedelta
 
 from starlette.concurrency import run_in_threadpool
 
-from darkroom_infra.ledger import ending
+from darkroom_infra import failpoints
+from darkroom_infra.ledger import CANCELED, ending
 from darkroom_infra.records import JobRecord, State, transitions
-from darkroom_wire.jobs import JobError, Status
-from darkroom_wire.problems import problem_type
+from darkroom_wire.jobs import Status
 
 from .errors import ConflictError
 from .services import Services
-
-_CANCELED = JobError(
-    type=problem_type("canceled"), title="The job was canceled", detail="canceled by its owner"
-)
 
 
 async def cancel(services: Services, record: JobRecord) -> None:
@@ -35,16 +31,18 @@ async def delete(services: Services, record: JobRecord) -> None:
     if not record.state.status.finished:
         await _end(services, record)
     await run_in_threadpool(services.ledger.mark_deleted, job_id)
-    await services.records.run(transitions.retire(job_id, State.DELETED))
+    await services.records.run_durably(transitions.retire(job_id, State.DELETED))
     await run_in_threadpool(services.ledger.erase, job_id)
-    await services.records.run(transitions.settle(job_id))
+    failpoints.reach("end.erased")
+    batch_id = await services.records.run(transitions.settle(job_id))
+    if batch_id:
+        await run_in_threadpool(services.batches.close, batch_id)
 
 
 async def _end(services: Services, record: JobRecord) -> bool:
     """Write a job's end to the ledger, let the records follow; False if it had ended before."""
-    manifest = ending(
-        record.spec.id, Status.CANCELED, timedelta(seconds=record.spec.ttl), _CANCELED
-    )
+    manifest = ending(record.spec.id, Status.CANCELED, timedelta(seconds=record.spec.ttl), CANCELED)
     winner = await run_in_threadpool(services.ledger.commit, manifest)
+    failpoints.reach("end.committed")
     await services.records.run(transitions.finish(winner))
     return winner == manifest

@@ -22,6 +22,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from darkroom_infra.records import RecordsUnavailableError
 from darkroom_infra.store import StoreError
@@ -124,6 +125,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(ClientDisconnect, _answer_disconnected)
     app.add_exception_handler(RecordsUnavailableError, _answer_unavailable)
     app.add_exception_handler(StoreError, _answer_unavailable)
     app.add_exception_handler(Exception, _answer_defect)
@@ -189,6 +191,13 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     refusal.name = refusal.status.phrase.lower().replace(" ", "-")
     refusal.headers = dict(error.headers or {})
     return _problem(request, refusal)
+
+
+async def _answer_disconnected(request: Request, error: Exception) -> Response:
+    """Answer nobody: the caller hung up in the middle of a body, which is no defect of ours."""
+    del error
+    _log.info("api.hung_up", path=request.url.path)
+    return _problem(request, MalformedRequestError("the body ended too early"))
 
 
 async def _answer_unavailable(request: Request, error: Exception) -> Response:

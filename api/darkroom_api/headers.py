@@ -1,4 +1,4 @@
-"""Request headers that steer an answer: `Prefer` and `Idempotency-Key`."""
+"""The headers of a submission: `Prefer` and `Idempotency-Key`, and those of its answer."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ def preferred_wait(prefer: str) -> int | None:
         if match:
             return min(int(match[1]), MAX_WAIT_SECONDS)
     return None
+
+
+def submitted(location: str, wait: int | None, *, finished: bool) -> tuple[int, dict[str, str]]:
+    """Give the status and the headers that answer a submission.
+
+    Args:
+        location: Where to look at what was made of it.
+        wait: The seconds of `Prefer: wait=N`, None without it.
+        finished: Whether all of it has ended.
+    """
+    headers = {"Location": location}
+    if wait is not None:
+        headers["Preference-Applied"] = f"wait={wait}"
+    if not finished:
+        headers["Retry-After"] = "1"
+    return 200 if finished and wait is not None else 202, headers
 
 
 def idempotency_key(header: str | None) -> str:

@@ -7,11 +7,14 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from darkroom_infra.catalog import Catalog
+from darkroom_infra.batches import Batches
+from darkroom_infra.catalog import Catalog, VaeEntry
+from darkroom_infra.keeper import Sweeper
 from darkroom_infra.ledger import Ledger
-from darkroom_infra.records import AsyncRecordsClient
+from darkroom_infra.records import AsyncRecordsClient, transitions
 from darkroom_infra.settings import Settings
 
+from .intake import Rules
 from .waiting import Waiters
 
 
@@ -23,13 +26,35 @@ class Services:
     catalog: Catalog
     records: AsyncRecordsClient
     ledger: Ledger
+    batches: Batches
     waiters: Waiters
+    sweeper: Sweeper
     warnings: list[str]
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether Redis was started again, and nobody has compared it with the ledger since.
 
-def _services(request: Request) -> Services:
+        Its append-only file may have been cut off: jobs may be missing, or seem unfinished.
+        """
+        return self.sweeper.agreed_at < self.waiters.lost_at
+
+
+async def _services(request: Request) -> Services:
+    # A coroutine, although nothing is awaited: FastAPI would send a function to a thread.
     services: Services = request.app.state.services
     return services
+
+
+async def intake_rules(services: Services, vae: VaeEntry) -> Rules:
+    """Gather what a submission for a VAE is checked against.
+
+    What is not known from the catalogue may be known from a worker that has loaded the VAE.
+    """
+    facts = vae.facts
+    if facts is None:
+        facts = (await services.records.run(transitions.loaded())).facts.get(vae.name)
+    return Rules(services.catalog, vae, facts, services.settings.max_pixels)
 
 
 ServicesDependency = Annotated[Services, Depends(_services)]

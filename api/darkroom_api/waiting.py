@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from darkroom_infra.records import AsyncRecordsClient, JobRecord, RecordsUnavail
 from darkroom_infra.telemetry import get_logger
 
 RECONNECT_SECONDS = 0.5
+READERS = 16
 
 _log = get_logger("api.waiting")
 
@@ -20,8 +22,17 @@ class Waiters:
 
     def __init__(self, records: AsyncRecordsClient) -> None:
         self._records = records
+        self.turns = asyncio.Semaphore(READERS)
+        """So many of those who were woken read at a time: other calls need Redis too."""
         self._closing = False
+        self.lost_at = time.monotonic()
+        """When the connection to Redis was last lost: it may have lost its latest writes then."""
         self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+
+    @property
+    def closing(self) -> bool:
+        """Whether the service is about to stop: nobody is kept waiting any more."""
+        return self._closing
 
     async def listen(self) -> None:
         """Follow the changes for ever, and wake who waits for them.
@@ -33,6 +44,7 @@ class Waiters:
                 async for job_id in self._records.changes():
                     self._wake(job_id)
             except RecordsUnavailableError as error:
+                self.lost_at = time.monotonic()
                 _log.warning("waiting.disconnected", error=str(error))
             await asyncio.sleep(RECONNECT_SECONDS)
 
@@ -41,7 +53,7 @@ class Waiters:
     ) -> JobRecord:
         """Read a job until it has finished or the time is over, and return the last reading."""
         deadline = asyncio.get_running_loop().time() + seconds
-        async with self._event(job_id) as changed:
+        async with self.listening(job_id) as changed:
             while True:
                 changed.clear()
                 record = await read()
@@ -59,7 +71,8 @@ class Waiters:
         self._wake(None)
 
     @asynccontextmanager
-    async def _event(self, job_id: str) -> AsyncIterator[asyncio.Event]:
+    async def listening(self, job_id: str) -> AsyncIterator[asyncio.Event]:
+        """Give an event that is set when a job or batch changes, or the service stops."""
         event = asyncio.Event()
         self._events[job_id].add(event)
         try:

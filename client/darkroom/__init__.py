@@ -6,6 +6,9 @@
     job = client.submit(latents, vae="sdxl")  # torch.Tensor, numpy array, path or bytes
     image = job.result(timeout=60)            # PIL.Image
 
+`remote_decode` and `remote_encode` take diffusers' arguments, `RemoteVAE` the place of a pipeline's
+VAE.
+
 Errors form one tree under `DarkroomError`. Names are loaded when they are first used.
 """
 
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from darkroom._async_client import AsyncClient
+    from darkroom._batch_handles import AsyncBatchHandle, BatchHandle
     from darkroom._client import Client
     from darkroom._errors import (
         ConflictError,
@@ -35,15 +39,20 @@ if TYPE_CHECKING:
         ServiceUnreachableError,
         SettingsError,
         UnexpectedAnswerError,
+        VaeDetailsError,
         WaitTimeoutError,
     )
     from darkroom._handles import AsyncJobHandle, JobHandle
     from darkroom._options import SubmitOptions
+    from darkroom._remote import remote_decode, remote_encode
+    from darkroom._remote_vae import RemoteVAE
     from darkroom._retry import RetryPolicy
 
 __all__ = [
+    "AsyncBatchHandle",
     "AsyncClient",
     "AsyncJobHandle",
+    "BatchHandle",
     "Client",
     "ConflictError",
     "DarkroomError",
@@ -57,6 +66,7 @@ __all__ = [
     "NotAuthorizedError",
     "NotFoundError",
     "OverloadedError",
+    "RemoteVAE",
     "RequestRefusedError",
     "ResultCorruptError",
     "ResultExpiredError",
@@ -67,16 +77,24 @@ __all__ = [
     "SettingsError",
     "SubmitOptions",
     "UnexpectedAnswerError",
+    "VaeDetailsError",
     "WaitTimeoutError",
+    "remote_decode",
+    "remote_encode",
 ]
 
 _MODULES = {
+    "AsyncBatchHandle": "darkroom._batch_handles",
+    "BatchHandle": "darkroom._batch_handles",
     "AsyncClient": "darkroom._async_client",
     "AsyncJobHandle": "darkroom._handles",
     "Client": "darkroom._client",
     "JobHandle": "darkroom._handles",
+    "RemoteVAE": "darkroom._remote_vae",
     "RetryPolicy": "darkroom._retry",
     "SubmitOptions": "darkroom._options",
+    "remote_decode": "darkroom._remote",
+    "remote_encode": "darkroom._remote",
 }
 
 

@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Self, Unpack
 
+from darkroom import _batch_flows as batch_flows
 from darkroom import _flows as flows
 from darkroom import _requests as requests
+from darkroom._batch_files import BatchLike, read_batch
+from darkroom._batch_handles import AsyncBatchHandle
 from darkroom._engine import DEFAULT_TIMEOUT, AsyncEngine
 from darkroom._errors import DarkroomError
 from darkroom._handles import AsyncJobHandle
-from darkroom._latents import LatentsLike, read_latents
+from darkroom._latents import LatentsLike, read_body
 from darkroom._options import SubmitOptions, options_query
 from darkroom._progress import Bar, progress_bar
 from darkroom._retry import RetryPolicy
@@ -57,7 +60,7 @@ class AsyncClient:
         """Submit latents as one job, as `Client.submit` does."""
         query = options_query(vae, options)
         # Off the event loop: a file to be read, or values to be copied from a GPU.
-        body = await asyncio.to_thread(read_latents, latents)
+        body = await asyncio.to_thread(read_body, latents, options.get("task"))
         flow = flows.submit(self._rules, body, query, idempotency_key)
         return AsyncJobHandle(self._engine, await self._run(flow))
 
@@ -97,6 +100,41 @@ class AsyncClient:
             failures[0].submitted = tuple(handle.id for handle in done)
             raise failures[0]
         return done
+
+    async def submit_batch(
+        self,
+        latents: BatchLike,
+        vae: str,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> AsyncBatchHandle:
+        """Submit up to 10,000 latents in one call, as `Client.submit_batch` does."""
+        content, settled = await asyncio.to_thread(read_batch, latents, options)
+        query = options_query(vae, settled)
+        flow = batch_flows.submit(self._rules, content, query, idempotency_key)
+        return AsyncBatchHandle(self._engine, await self._run(flow))
+
+    async def batch(self, batch_id: str) -> AsyncBatchHandle:
+        """Look a batch up.
+
+        Raises:
+            NotFoundError: there is none, or it belongs to another key.
+        """
+        flow = batch_flows.refresh(self._rules, batch_id)
+        return AsyncBatchHandle(self._engine, await self._run(flow))
+
+    async def batches(self, limit: int | None = None) -> AsyncIterator[AsyncBatchHandle]:
+        """Give the batches, newest first, page after page; at most `limit` of them."""
+        cursor, left = None, limit
+        while left is None or left > 0:
+            page = await self._run(batch_flows.page(self._rules, left, cursor))
+            found = page.results if left is None else page.results[:left]
+            for batch in found:
+                yield AsyncBatchHandle(self._engine, batch)
+            cursor, left = page.next, None if left is None else left - len(found)
+            if cursor is None:
+                return
 
     async def as_completed(
         self,
@@ -153,6 +191,14 @@ class AsyncClient:
     async def vaes(self) -> list[VaeInfo]:
         """Read the catalogue."""
         return (await self._run(flows.read(self._rules, requests.list_vaes(), VaeList))).results
+
+    async def vae(self, name: str) -> VaeInfo:
+        """Read one entry of the catalogue, with `config` and `buffers` where they are known.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        return await self._run(flows.read(self._rules, requests.get_vae(name), VaeInfo))
 
     async def queue(self) -> QueueState:
         """Read what waits and who works."""

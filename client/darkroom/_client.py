@@ -12,12 +12,15 @@ from queue import Empty
 from types import TracebackType
 from typing import Self, Unpack
 
+from darkroom import _batch_flows as batch_flows
 from darkroom import _flows as flows
 from darkroom import _requests as requests
+from darkroom._batch_files import BatchLike, read_batch
+from darkroom._batch_handles import BatchHandle
 from darkroom._engine import DEFAULT_TIMEOUT, Engine
 from darkroom._errors import DarkroomError
 from darkroom._handles import JobHandle
-from darkroom._latents import LatentsLike, read_latents
+from darkroom._latents import LatentsLike, read_body
 from darkroom._options import SubmitOptions, options_query
 from darkroom._progress import progress_bar
 from darkroom._retry import RetryPolicy
@@ -78,7 +81,9 @@ class Client:
         Args:
             latents: A torch tensor on any device or a numpy array (float32, float16, bfloat16), the
                 path of a `.safetensors`, ComfyUI `.latent` or `.npy` file, or the bytes of a
-                safetensors file.
+                safetensors file. With `task="encode"` pictures, which become latents: a
+                `PIL.Image`, the path or the bytes of a PNG, JPEG or WebP file, or a tensor or array
+                [B, 3, H, W] in [-1, 1], or in uint8 also [B, H, W, 3].
             vae: A name from the catalogue.
             idempotency_key: The same key with the same request gives the same job. By default each
                 call has its own, which it keeps when it has to send its request again.
@@ -90,7 +95,8 @@ class Client:
             DarkroomError: see the tree in `darkroom`.
         """
         query = options_query(vae, options)
-        flow = flows.submit(self._rules, read_latents(latents), query, idempotency_key)
+        body = read_body(latents, options.get("task"))
+        flow = flows.submit(self._rules, body, query, idempotency_key)
         return JobHandle(self._engine, self._run(flow))
 
     def submit_many(
@@ -131,6 +137,52 @@ class Client:
             failure.submitted = tuple(handle.id for handle in done)
             raise failure
         return done
+
+    def submit_batch(
+        self,
+        latents: BatchLike,
+        vae: str,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> BatchHandle:
+        """Submit up to 10,000 latents in one call: all become jobs, or none.
+
+        Args:
+            latents: Latents by name, or in order, each as `submit` takes them; or the path or the
+                bytes of a safetensors file with a tensor for each job.
+            vae: A name from the catalogue.
+            idempotency_key: The same key with the same request gives the same batch. By default
+                each call has its own, which it keeps when it has to send its request again.
+            **options: See `SubmitOptions`; they hold for every job.
+
+        Raises:
+            LatentsError: something that cannot be sent, or files that are scaled differently.
+            InvalidRequestError: options or latents that cannot be served; `errors` names each.
+        """
+        content, settled = read_batch(latents, options)
+        query = options_query(vae, settled)
+        flow = batch_flows.submit(self._rules, content, query, idempotency_key)
+        return BatchHandle(self._engine, self._run(flow))
+
+    def batch(self, batch_id: str) -> BatchHandle:
+        """Look a batch up.
+
+        Raises:
+            NotFoundError: there is none, or it belongs to another key.
+        """
+        return BatchHandle(self._engine, self._run(batch_flows.refresh(self._rules, batch_id)))
+
+    def batches(self, limit: int | None = None) -> Iterator[BatchHandle]:
+        """Give the batches, newest first, page after page; at most `limit` of them."""
+        cursor, left = None, limit
+        while left is None or left > 0:
+            page = self._run(batch_flows.page(self._rules, left, cursor))
+            found = page.results if left is None else page.results[:left]
+            yield from (BatchHandle(self._engine, batch) for batch in found)
+            cursor, left = page.next, None if left is None else left - len(found)
+            if cursor is None:
+                return
 
     def as_completed(
         self,
@@ -185,6 +237,14 @@ class Client:
     def vaes(self) -> list[VaeInfo]:
         """Read the catalogue."""
         return self._run(flows.read(self._rules, requests.list_vaes(), VaeList)).results
+
+    def vae(self, name: str) -> VaeInfo:
+        """Read one entry of the catalogue, with `config` and `buffers` where they are known.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        return self._run(flows.read(self._rules, requests.get_vae(name), VaeInfo))
 
     def queue(self) -> QueueState:
         """Read what waits and who works."""

@@ -64,7 +64,16 @@ class Engine:
             return None
         with transport.translated(self.settings, step):
             http = self._store if step.to_store else self._service
-            return transport.read_answer(http.request(**self._arguments(step)))
+            if step.save_to is None:
+                return transport.read_answer(http.request(**self._arguments(step)))
+            with http.stream(**self._arguments(step)) as response:
+                if transport.is_for_file(response):
+                    with transport.file_of(step.save_to) as file:
+                        for chunk in response.iter_bytes():
+                            file.write(chunk)
+                    return transport.without_body(response)
+                response.read()
+                return transport.read_answer(response)
 
     def _arguments(self, request: Request) -> transport.Arguments:
         return transport.request_arguments(self.settings, request, self._timeout)
@@ -112,7 +121,16 @@ class AsyncEngine:
             return None
         with transport.translated(self.settings, step):
             http = self._store if step.to_store else self._service
-            return transport.read_answer(await http.request(**self._arguments(step)))
+            if step.save_to is None:
+                return transport.read_answer(await http.request(**self._arguments(step)))
+            async with http.stream(**self._arguments(step)) as response:
+                if transport.is_for_file(response):
+                    with transport.file_of(step.save_to) as file:
+                        async for chunk in response.aiter_bytes():
+                            await asyncio.to_thread(file.write, chunk)
+                    return transport.without_body(response)
+                await response.aread()
+                return transport.read_answer(response)
 
     def _arguments(self, request: Request) -> transport.Arguments:
         return transport.request_arguments(self.settings, request, self._timeout)

@@ -4,7 +4,8 @@
 
     DarkroomError
     ├── SettingsError                 the address or the key cannot be used
-    ├── LatentsError                  what was given cannot be sent as latents
+    ├── LatentsError                  what was given cannot be sent as latents or as a picture
+    ├── VaeDetailsError               what a pipeline asks of a VAE is not known
     ├── ServiceUnreachableError       no connection, or no answer in time
     ├── UnexpectedAnswerError         an answer that is not Darkroom's
     ├── RequestRefusedError           a problem document: status, title, detail, errors
@@ -50,7 +51,14 @@ class SettingsError(DarkroomError):
 
 
 class LatentsError(DarkroomError, ValueError):
-    """What was given cannot be sent as latents. The text names the dtype or the file."""
+    """What was given cannot be sent as latents or as a picture. The text names dtype or file."""
+
+
+class VaeDetailsError(DarkroomError):
+    """What a pipeline asks of a VAE is not known: its configuration, or statistics of its latents.
+
+    The text says how it becomes known.
+    """
 
 
 class ServiceUnreachableError(DarkroomError):
@@ -100,7 +108,7 @@ class NotAuthorizedError(RequestRefusedError):
 
 
 class NotFoundError(RequestRefusedError):
-    """There is no such job, or it belongs to another key."""
+    """There is no such job or VAE, or the job belongs to another key."""
 
 
 class ConflictError(RequestRefusedError):

@@ -18,8 +18,10 @@ from darkroom._errors import (
     ConflictError,
     DarkroomError,
     GoneError,
+    InvalidRequestError,
     JobCanceledError,
     JobFailedError,
+    NotFoundError,
     ResultCorruptError,
     ResultExpiredError,
     UnexpectedAnswerError,
@@ -28,7 +30,10 @@ from darkroom._errors import (
 from darkroom._latents import Body
 from darkroom._requests import Answer, Model, Request
 from darkroom._retry import RetryPolicy
-from darkroom_wire.jobs import Job, JobPage, Output, Status
+from darkroom_wire.jobs import Job, JobPage, Output, Status, Upload
+
+UPLOAD_OVER = 8 << 20
+"""Bytes over which latents go straight to the store, if that can be reached."""
 
 EARLY_PAUSE = 0.5
 """Seconds before asking again where a service did not wait for the job as it was asked to."""
@@ -52,6 +57,10 @@ class Rules:
     def deadline(self, timeout: float | None) -> float | None:
         """The moment at which a timeout that begins now is over."""
         return None if timeout is None else self.clock() + timeout
+
+    def wait_seconds(self, deadline: float | None) -> int:
+        """For how long one request should wait."""
+        return slice_seconds(None if deadline is None else deadline - self.clock())
 
 
 T = TypeVar("T")
@@ -93,8 +102,36 @@ def read(
 def submit(
     rules: Rules, body: Body, query: requests.Pairs, idempotency_key: str | None
 ) -> Flow[Job]:
-    """Submit latents once, however often the request has to be sent."""
-    request = requests.submit(body, query, idempotency_key or uuid4().hex)
+    """Submit latents once, however often the request has to be sent. Large ones are uploaded."""
+    key = idempotency_key or uuid4().hex
+    request = requests.submit(body, query, key)
+    if len(body.content) > UPLOAD_OVER:
+        upload = yield from _upload(rules, body.content)
+        if upload is not None:
+            place = (("upload", upload.id),)
+            request = requests.submit_stored(place, (*query, *body.query), key)
+    return (yield from read(rules, request, Job))
+
+
+def _upload(rules: Rules, content: bytes) -> Flow[Upload | None]:
+    """Write straight to the store; None where a body is the better way, or the only one."""
+    try:
+        upload = yield from read(rules, requests.announce_upload(len(content)), Upload)
+    except (InvalidRequestError, NotFoundError, UnexpectedAnswerError):
+        return None  # larger than an upload may be, or a service without uploads
+    few = replace(rules, retry=replace(rules.retry, attempts=2))
+    try:
+        yield from send(few, requests.put_link(upload.url, content))
+    except DarkroomError:
+        return None
+    return upload
+
+
+def again(
+    rules: Rules, job_id: str, query: requests.Pairs, idempotency_key: str | None
+) -> Flow[Job]:
+    """Submit the latents of an earlier job once more."""
+    request = requests.submit_stored((("from", job_id),), query, idempotency_key or uuid4().hex)
     return (yield from read(rules, request, Job))
 
 
@@ -105,13 +142,34 @@ def refresh(rules: Rules, job_id: str) -> Flow[Job]:
 
 def look(rules: Rules, job_id: str, seconds: int, deadline: float | None) -> Flow[Job]:
     """Read a job when it ends, or after some seconds at the latest."""
+    request = requests.get_job(job_id, seconds)
+    return (
+        yield from read_late(
+            rules, request, Job, seconds, deadline, told=lambda job: job.status.finished
+        )
+    )
+
+
+def read_late(
+    rules: Rules,
+    request: Request,
+    model: type[Model],
+    seconds: int,
+    deadline: float | None,
+    *,
+    told: Callable[[Model], bool],
+) -> Flow[Model]:
+    """Send a request that the service answers when there is something to tell, or after `seconds`.
+
+    An answer that comes too soon and tells nothing is followed by a pause.
+    """
     began = rules.clock()
-    # Twice the patience: the job is known to exist, so its service is expected back.
+    # Twice the patience: what is asked for is known to exist, so its service is expected back.
     patient = replace(rules, retry=replace(rules.retry, attempts=2 * rules.retry.attempts))
-    job = yield from read(patient, requests.get_job(job_id, seconds), Job, deadline)
-    if not job.status.finished and rules.clock() - began < seconds / 2:
+    answer = yield from read(patient, request, model, deadline)
+    if not told(answer) and rules.clock() - began < seconds / 2:
         yield Pause(EARLY_PAUSE)
-    return job
+    return answer
 
 
 def wait(rules: Rules, job_id: str, timeout: float | None) -> Flow[Job]:
@@ -122,8 +180,7 @@ def wait(rules: Rules, job_id: str, timeout: float | None) -> Flow[Job]:
     """
     deadline = rules.deadline(timeout)
     while True:
-        seconds = slice_seconds(None if deadline is None else deadline - rules.clock())
-        job = yield from look(rules, job_id, seconds, deadline)
+        job = yield from look(rules, job_id, rules.wait_seconds(deadline), deadline)
         if job.status.finished:
             return job
         if deadline is not None and rules.clock() >= deadline:

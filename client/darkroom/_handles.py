@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from darkroom import _flows as flows
 from darkroom import _requests as requests
+from darkroom._options import SubmitOptions, options_query
 from darkroom._results import As, convert
 from darkroom_wire.jobs import Job, Status
 
@@ -83,9 +84,11 @@ class JobHandle(BaseHandle):
 
         Args:
             timeout: Seconds to wait for the job's end.
-            as_: `auto`: a `PIL.Image` for a picture, bytes for a video or an archive, and for
-                safetensors a torch tensor where torch is loaded, else a numpy array. Or by name:
-                `pil`, `bytes`, `numpy`, `torch`. numpy has no bfloat16: it comes as float32.
+            as_: `auto`: a `PIL.Image` for a picture, a list of them for an animated WebP, bytes
+                for an MP4 or an archive of frames, and for safetensors a torch tensor where torch
+                is loaded, else a numpy array. Or by name: `pil` (frames: a list for each video),
+                `numpy` or `torch` (pictures: uint8 [B, H, W, 3], videos: [B, F, H, W, 3]), `bytes`.
+                numpy has no bfloat16: it comes as float32.
 
         Raises:
             JobEndedError: the job failed, was canceled, or its results are gone.
@@ -105,6 +108,28 @@ class JobHandle(BaseHandle):
         """
         self.wait(timeout)
         return self._engine.run(flows.fetch_outputs(self._engine.rules, self.info))
+
+    def again(
+        self,
+        vae: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> JobHandle:
+        """Submit the job's latents once more: nothing is sent but the options.
+
+        Args:
+            vae: Another VAE of the catalogue; else the same.
+            idempotency_key: As for `Client.submit`.
+            **options: What is to be different; the rest is as for this job.
+
+        Raises:
+            GoneError: the latents are no longer stored: the job was deleted or has expired.
+            InvalidRequestError: the options cannot be served.
+        """
+        query = options_query(vae, options)
+        flow = flows.again(self._engine.rules, self.id, query, idempotency_key)
+        return JobHandle(self._engine, self._engine.run(flow))
 
     def cancel(self) -> Job:
         """Cancel the job. One that is canceled already stays so.
@@ -164,9 +189,11 @@ class AsyncJobHandle(BaseHandle):
 
         Args:
             timeout: Seconds to wait for the job's end.
-            as_: `auto`: a `PIL.Image` for a picture, bytes for a video or an archive, and for
-                safetensors a torch tensor where torch is loaded, else a numpy array. Or by name:
-                `pil`, `bytes`, `numpy`, `torch`. numpy has no bfloat16: it comes as float32.
+            as_: `auto`: a `PIL.Image` for a picture, a list of them for an animated WebP, bytes
+                for an MP4 or an archive of frames, and for safetensors a torch tensor where torch
+                is loaded, else a numpy array. Or by name: `pil` (frames: a list for each video),
+                `numpy` or `torch` (pictures: uint8 [B, H, W, 3], videos: [B, F, H, W, 3]), `bytes`.
+                numpy has no bfloat16: it comes as float32.
 
         Raises:
             JobEndedError: the job failed, was canceled, or its results are gone.
@@ -186,6 +213,28 @@ class AsyncJobHandle(BaseHandle):
         """
         await self.wait(timeout)
         return await self._engine.run(flows.fetch_outputs(self._engine.rules, self.info))
+
+    async def again(
+        self,
+        vae: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> AsyncJobHandle:
+        """Submit the job's latents once more: nothing is sent but the options.
+
+        Args:
+            vae: Another VAE of the catalogue; else the same.
+            idempotency_key: As for `Client.submit`.
+            **options: What is to be different; the rest is as for this job.
+
+        Raises:
+            GoneError: the latents are no longer stored: the job was deleted or has expired.
+            InvalidRequestError: the options cannot be served.
+        """
+        query = options_query(vae, options)
+        flow = flows.again(self._engine.rules, self.id, query, idempotency_key)
+        return AsyncJobHandle(self._engine, await self._engine.run(flow))
 
     async def cancel(self) -> Job:
         """Cancel the job. One that is canceled already stays so.

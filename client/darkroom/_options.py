@@ -9,15 +9,17 @@ from typing import Any, TypedDict
 from pydantic import ValidationError
 
 from darkroom._errors import InvalidRequestError
-from darkroom_wire.jobs import Format, JobOptions, Priority, Scaling
+from darkroom_wire.jobs import Format, JobOptions, Priority, Scaling, Task
 from darkroom_wire.problems import FieldError
 
 
 class SubmitOptions(TypedDict, total=False):
     """What can be asked for beside the VAE. None means the service's default."""
 
+    task: Task | str | None
+    """`decode`: latents to pictures; `encode`: pictures to latents."""
     format: Format | str | None
-    """`png`, `jpeg`, `webp`, `safetensors`, for video also `mp4`."""
+    """`png`, `jpeg`, `webp`, `safetensors`, for video also `mp4`; `encode` gives `safetensors`."""
     quality: int | None
     """Of jpeg and webp, 1 to 100."""
     fps: float | None
@@ -29,11 +31,11 @@ class SubmitOptions(TypedDict, total=False):
     num_frames: int | None
     """Frames of a video, for packed latents."""
     scaling: Scaling | str | None
-    """`vae`: undo the VAE's own scaling; `none`: it is already undone."""
+    """`vae`: undo the VAE's own scaling; `none`: it is already undone. `encode` applies it."""
     scaling_factor: float | None
-    """Latents are divided by it, instead of the VAE's own."""
+    """Latents are divided by it, instead of the VAE's own; for `encode`, multiplied."""
     shift_factor: float | None
-    """Added after the division."""
+    """Added after the division; for `encode`, taken away before the multiplication."""
     priority: Priority | str | None
     """`interactive`, `normal`, `batch`."""
     callback_url: str | None
@@ -46,8 +48,8 @@ class SubmitOptions(TypedDict, total=False):
     """A JSON object, or its text, given back with the job."""
 
 
-def options_query(vae: str, options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Make the query parameters of a submission.
+def options_query(vae: str | None, options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Make the query parameters of a submission; without a VAE where the service knows it.
 
     Raises:
         InvalidRequestError: names each option at fault, unknown ones included.
@@ -59,12 +61,13 @@ def options_query(vae: str, options: Mapping[str, Any]) -> tuple[tuple[str, str]
         if not isinstance(metadata := given.get("metadata", ""), str):
             # As text, so that its size is measured as the service measures it.
             given["metadata"] = json.dumps(metadata, separators=(",", ":"), allow_nan=False)
-        checked = JobOptions.model_validate({"vae": vae, **given})
+        checked = JobOptions.model_validate({"vae": "-" if vae is None else vae, **given})
     except ValidationError as error:
         raise _invalid([_field_error(dict(item)) for item in error.errors()]) from error
     except (TypeError, ValueError) as error:
         raise _invalid([FieldError(field="metadata", message=str(error))]) from error
-    values = checked.model_dump(mode="json", exclude_unset=True)
+    known = {"vae"} if vae is None else set[str]()
+    values = checked.model_dump(mode="json", exclude_unset=True, exclude=known)
     if "metadata" in given:
         values["metadata"] = given["metadata"]
     return tuple((name, str(value)) for name, value in values.items())

@@ -17,10 +17,10 @@ class Bar:
         self._progress = progress
         self._task = task
 
-    def step(self) -> None:
-        """One more is done."""
+    def step(self, count: int = 1) -> None:
+        """One more is done, or several."""
         if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task)
+            self._progress.advance(self._task, count)
 
     @contextmanager
     def aside(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -20,6 +21,9 @@ MAX_WAIT_SECONDS = 30
 
 PAGE_SIZE = 100
 
+COPY_SECONDS = 240
+"""How long the store may need to copy a large file."""
+
 Model = TypeVar("Model", bound=BaseModel)
 Pairs = tuple[tuple[str, str], ...]
 
@@ -33,6 +37,8 @@ class Request:
         to_store: Whether it goes to the object store, which must never see the key.
         extra_seconds: For how long the service may hold the answer back on purpose.
         done_if_repeated: Statuses that mean success on a second attempt: the first one did it.
+        save_to: The file that the answer's body becomes, if it is not an error; `Answer.body` is
+            empty then.
     """
 
     method: str
@@ -43,6 +49,7 @@ class Request:
     to_store: bool = False
     extra_seconds: float = 0.0
     done_if_repeated: frozenset[int] = frozenset()
+    save_to: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,22 @@ def submit(body: Body, options: Pairs, idempotency_key: str) -> Request:
     """Submit latents as a job."""
     headers = {"Content-Type": body.content_type, "Idempotency-Key": idempotency_key}
     return Request("POST", "/v1/jobs", (*options, *body.query), headers, body.content)
+
+
+def announce_upload(size: int) -> Request:
+    """Ask for a link with which a file of that size may be written to the store."""
+    return Request("POST", "/v1/uploads", (("bytes", str(size)),))
+
+
+def put_link(url: str, content: bytes) -> Request:
+    """Write a file to the store."""
+    return Request("PUT", url, content=content, to_store=True)
+
+
+def submit_stored(place: Pairs, options: Pairs, idempotency_key: str) -> Request:
+    """Submit latents that the service has: `place` is an upload or an earlier job."""
+    headers = {"Idempotency-Key": idempotency_key}
+    return Request("POST", "/v1/jobs", (*place, *options), headers, extra_seconds=COPY_SECONDS)
 
 
 def get_job(job_id: str, wait: int = 0) -> Request:
@@ -105,6 +128,11 @@ def list_jobs(
 def list_vaes() -> Request:
     """Ask for the catalogue."""
     return Request("GET", "/v1/vaes")
+
+
+def get_vae(name: str) -> Request:
+    """Ask for one entry of the catalogue."""
+    return Request("GET", f"/v1/vaes/{quote(name, safe='')}")
 
 
 def get_queue() -> Request:

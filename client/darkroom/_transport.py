@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import urljoin
 
 import httpx
@@ -55,6 +56,28 @@ def request_arguments(settings: Settings, request: Request, timeout: float) -> A
 def read_answer(response: httpx.Response) -> Answer:
     """Take what is needed of a response."""
     return Answer(response.status_code, response.headers, response.content)
+
+
+def without_body(response: httpx.Response) -> Answer:
+    """Take what is needed of a response whose body has become a file."""
+    return Answer(response.status_code, response.headers, b"")
+
+
+def is_for_file(response: httpx.Response) -> bool:
+    """Tell whether a body is what was asked for, and not an error or a redirection."""
+    return response.is_success
+
+
+@contextmanager
+def file_of(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name once the block has ended well."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager

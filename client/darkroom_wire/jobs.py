@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,11 @@ from pydantic_core import from_json
 MAX_METADATA_BYTES = 4096
 MAX_TTL_SECONDS = 30 * 24 * 3600
 MAX_SIDE = 65_536
+MAX_BATCH_JOBS = 10_000
+MAX_NAME = 255
+"""The most characters of a tensor's name in a batch."""
+
+MAX_BATCH_HEADER_BYTES = 4 * 1024 * 1024
 
 
 class Status(StrEnum):
@@ -61,6 +66,13 @@ _CONTENT_TYPES = {
     Format.SAFETENSORS: "application/x-safetensors",
     Format.MP4: "video/mp4",
 }
+
+
+class Task(StrEnum):
+    """What a job does: latents to pictures, or pictures to latents."""
+
+    DECODE = "decode"
+    ENCODE = "encode"
 
 
 class Priority(StrEnum):
@@ -117,15 +129,24 @@ class JobOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vae: str = Field(min_length=1, max_length=128, description="a name from the catalogue")
-    format: Format | None = Field(None, description="default: png, for video mp4")
-    quality: int | None = Field(None, ge=1, le=100, description="of jpeg and webp (90)")
-    fps: float | None = Field(None, gt=0, le=240, description="frames per second, for video")
+    task: Task = Field(Task.DECODE, description="latents to pictures, or pictures to latents")
+    format: Format | None = Field(
+        None, description="default: png, for video mp4, for encode safetensors"
+    )
+    quality: int | None = Field(None, ge=1, le=100, description="of jpeg, webp and mp4 (90)")
+    fps: float | None = Field(
+        None, gt=0, le=240, description="frames per second, for video (the model's own)"
+    )
     height: int | None = Field(None, ge=1, le=MAX_SIDE, description="pixels, for packed latents")
     width: int | None = Field(None, ge=1, le=MAX_SIDE, description="pixels, for packed latents")
     num_frames: int | None = Field(None, ge=1, le=MAX_SIDE, description="frames, for video")
     scaling: Scaling | None = Field(None, description="default: vae, without factors of your own")
-    scaling_factor: float | None = Field(None, allow_inf_nan=False, description="x / factor")
-    shift_factor: float | None = Field(None, allow_inf_nan=False, description="x + shift, after")
+    scaling_factor: float | None = Field(
+        None, allow_inf_nan=False, description="decode: x / factor + shift"
+    )
+    shift_factor: float | None = Field(
+        None, allow_inf_nan=False, description="encode: (x - shift) * factor"
+    )
     priority: Priority = Priority.NORMAL
     callback_url: str | None = Field(None, max_length=2048, description="webhook")
     callback_events: str | None = Field(None, max_length=256, description="comma-separated")
@@ -151,7 +172,10 @@ class JobOptions(BaseModel):
 
 
 class Latents(BaseModel):
-    """What was submitted, without the values. `bytes` counts the values alone."""
+    """What was submitted, without the values: latents, or for encoding pixels [B, 3, …].
+
+    `bytes` counts the values alone.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -207,12 +231,13 @@ class Timings(BaseModel):
 
 
 class Job(BaseModel):
-    """A job's document, as every reading call returns it."""
+    """A job's document, as every reading call returns it. `task` is shown for encode jobs only."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     status: Status
+    task: Task = Task.DECODE
     vae: str
     format: Format
     priority: Priority
@@ -233,6 +258,13 @@ class Job(BaseModel):
     metadata: dict[str, Any] = {}
     callback: dict[str, Any] | None = None
 
+    @model_serializer(mode="wrap")
+    def _leave_out_decode(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        if self.task is Task.DECODE:
+            del document["task"]
+        return document
+
 
 class JobPage(BaseModel):
     """One page of a listing, newest first. `next` is the cursor of the page that follows."""
@@ -241,8 +273,106 @@ class JobPage(BaseModel):
     next: str | None = None
 
 
+class BatchStatus(StrEnum):
+    """Where a batch is in its life. `completed`: all its jobs have ended, in whichever way."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+
+
+class BatchLinks(BaseModel):
+    """Where to read on, as paths below the service's address."""
+
+    model_config = ConfigDict(frozen=True)
+
+    jobs: str
+    results: str
+    results_zip: str
+    events: str
+
+
+class Batch(BaseModel):
+    """A batch's document: many jobs that were submitted as one file.
+
+    `counts` has the jobs by status. `progress` is the share of them that has ended.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    status: BatchStatus
+    vae: str
+    format: Format
+    priority: Priority
+    created_at: datetime
+    finished_at: datetime | None = None
+    total: int
+    counts: dict[Status, int]
+    progress: float
+    metadata: dict[str, Any] = {}
+    callback: dict[str, Any] | None = None
+    links: BatchLinks
+
+    @property
+    def finished(self) -> int:
+        """How many of the jobs have ended."""
+        return sum(count for status, count in self.counts.items() if status.finished)
+
+
+class BatchPage(BaseModel):
+    """One page of the batches, newest first. `next` is the cursor of the page that follows."""
+
+    results: list[Batch]
+    next: str | None = None
+
+
+class BatchResults(BaseModel):
+    """One page of a batch's jobs in the order of its file, with links to what they made."""
+
+    results: list[Job]
+    next: str | None = None
+
+
+class Delivery(BaseModel):
+    """One attempt at sending a webhook. `id` is the message's, the same for all attempts."""
+
+    id: str
+    event: str
+    attempt: int
+    at: datetime
+    status: int | None
+    latency_ms: float | None
+    response: str
+    error: str | None
+
+
+class EventState(BaseModel):
+    """What became of a webhook event, and when it is tried again.
+
+    `state`: `pending`, `delivered`, `gone` (410, or the job was deleted), `exhausted` (the schedule
+    is over), `forbidden` (the address may not be reached).
+    """
+
+    event: str
+    state: str
+    next_attempt_at: datetime | None = None
+
+
+class Deliveries(BaseModel):
+    """The attempts at sending a job's webhooks, oldest first, and what became of each event."""
+
+    results: list[Delivery]
+    events: list[EventState]
+
+
 class VaeInfo(BaseModel):
-    """One entry of the catalogue."""
+    """One entry of the catalogue.
+
+    `config` and `buffers` are in the document of one VAE, not in the list, and None while the
+    service does not know them. `buffers` has the statistics of the latents that lie in the weights
+    of a VAE, as `latents_mean` or `bn.running_mean`; most have none there.
+    """
 
     name: str
     family: str
@@ -256,6 +386,10 @@ class VaeInfo(BaseModel):
     packed: bool = False
     formats: tuple[Format, ...] = ()
     loaded: bool = False
+    config: dict[str, Any] | None = Field(None, description="the VAE's config.json")
+    buffers: dict[str, list[float]] | None = Field(
+        None, description="statistics that lie in the VAE's weights, by name"
+    )
 
 
 class VaeList(BaseModel):
@@ -274,3 +408,32 @@ class QueueState(BaseModel):
     workers: int
     throughput_per_minute: float
     oldest_queued_seconds: float | None
+
+
+class JobEvent(BaseModel):
+    """A change of a job, or its progress, as `/v1/jobs/ID/events` tells it."""
+
+    type: str
+    timestamp: datetime
+    data: Job
+
+
+class BatchEvent(BaseModel):
+    """How far a batch is, as `/v1/batches/ID/events` tells it."""
+
+    type: str
+    timestamp: datetime
+    data: Batch
+
+
+class Upload(BaseModel):
+    """Where a file may be written, straight to the store, to be submitted as `upload=ID` then.
+
+    The link takes exactly so many bytes. Jobs can be made of the file for a day.
+    """
+
+    id: str
+    url: str
+    method: Literal["PUT"] = "PUT"
+    bytes: int
+    expires_at: datetime = Field(description="the link's end")

@@ -11,21 +11,27 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_DIMENSIONS = 8
 
-ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""The dtypes that latents may have, with the bytes of one value."""
+ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
+"""The bytes of one value, by dtype."""
 
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+LATENT_DTYPES = ("float32", "float16", "bfloat16")
+UINT8 = "uint8"
+PIXEL_DTYPES = (*LATENT_DTYPES, UINT8)
+
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
 _NAMES = {code: name for name, code in _CODES.items()}
 
 COMFY_TENSOR = "latent_tensor"
 COMFY_VERSION = "latent_format_version_0"
+COMFY_SCALING_FACTOR = 0.18215
+"""By which ComfyUI's files are still scaled, unless they have `COMFY_VERSION`."""
 
 
 class TensorFormatError(ValueError):
@@ -61,15 +67,15 @@ class Tensor:
     data: memoryview
 
 
-def check_dtype(dtype: str) -> str:
+def check_dtype(dtype: str, dtypes: Sequence[str] = LATENT_DTYPES) -> str:
     """Return a supported dtype's name.
 
     Raises:
-        TensorFormatError: the dtype is not one of `ITEM_BYTES`.
+        TensorFormatError: the dtype is not one of those that are asked for.
     """
-    if dtype not in ITEM_BYTES:
+    if dtype not in dtypes:
         raise TensorFormatError(
-            f"dtype {dtype[:40]!r} is not supported: one of {', '.join(ITEM_BYTES)}", "dtype"
+            f"dtype {dtype[:40]!r} is not supported: one of {', '.join(dtypes)}", "dtype"
         )
     return dtype
 
@@ -91,41 +97,116 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def from_raw(data: bytes, shape: Sequence[int], dtype: str, name: str = "latents") -> Tensor:
+def from_raw(
+    data: bytes,
+    shape: Sequence[int],
+    dtype: str,
+    name: str = "latents",
+    dtypes: Sequence[str] = LATENT_DTYPES,
+) -> Tensor:
     """Take raw little-endian bytes as a tensor.
 
     Raises:
         TensorFormatError: bad shape or dtype, or a byte count that disagrees with them.
     """
-    info = TensorInfo(name, check_dtype(dtype), check_shape(shape))
-    if info.nbytes != len(data):
+    return Tensor(check_raw(len(data), shape, dtype, name, dtypes), memoryview(data))
+
+
+def check_raw(
+    size: int,
+    shape: Sequence[int],
+    dtype: str,
+    name: str = "latents",
+    dtypes: Sequence[str] = LATENT_DTYPES,
+) -> TensorInfo:
+    """Check that so many raw bytes are a tensor.
+
+    Raises:
+        TensorFormatError: bad shape or dtype, or a byte count that disagrees with them.
+    """
+    info = TensorInfo(name, check_dtype(dtype, dtypes), check_shape(shape))
+    if info.nbytes != size:
         raise TensorFormatError(
-            f"shape {list(info.shape)} of {dtype} takes {info.nbytes} bytes, but {len(data)} came"
+            f"shape {list(info.shape)} of {dtype} takes {info.nbytes} bytes, but {size} came"
         )
-    return Tensor(info, memoryview(data))
+    return info
 
 
-def from_safetensors(body: bytes) -> Mapping[str, Tensor]:
+def from_safetensors(body: bytes, dtypes: Sequence[str] = LATENT_DTYPES) -> Mapping[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
         TensorFormatError: not a safetensors file, a header over 64 KiB, duplicate names, an
             unsupported dtype, or offsets that overlap, leave holes or disagree with the shapes.
     """
-    header, start = _header(body)
-    header.pop("__metadata__", None)
+    header = SafetensorsHeader.read(body, len(body))
     tensors: dict[str, Tensor] = {}
-    spans: list[tuple[int, int]] = []
-    for name, entry in header.items():
-        info, begin, end = _entry(name, entry)
-        if end > len(body) - start:
-            raise TensorFormatError(
-                f"tensor {name!r} ends at byte {end}, but only {len(body) - start} bytes came"
-            )
-        tensors[name] = Tensor(info, memoryview(body)[start + begin : start + end])
-        spans.append((begin, end))
-    _check_coverage(spans, len(body) - start)
+    spans: list[Span] = []
+    for name in header.names:
+        span = header.span(name, dtypes)
+        begin, end = header.start + span.begin, header.start + span.end
+        tensors[name] = Tensor(span.info, memoryview(body)[begin:end])
+        spans.append(span)
+    header.check_coverage(spans)
     return tensors
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor's values lie, counted from the end of the file's header."""
+
+    info: TensorInfo
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """What a safetensors file says of its tensors. `start` is where the values begin."""
+
+    start: int
+    size: int
+    entries: Mapping[str, object]
+
+    @classmethod
+    def read(
+        cls, head: bytes, size: int, max_header_bytes: int = MAX_HEADER_BYTES
+    ) -> SafetensorsHeader:
+        """Read the header of a file of so many bytes; `head` may be its beginning alone.
+
+        Raises:
+            TensorFormatError: not a safetensors file, a header that is too long, or names that come
+                twice.
+        """
+        entries, start = _header(head, max_header_bytes)
+        entries.pop("__metadata__", None)
+        return cls(start, size - start, entries)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The tensors' names, in the header's order."""
+        return list(self.entries)
+
+    def span(self, name: str, dtypes: Sequence[str] = LATENT_DTYPES) -> Span:
+        """Check what is said of one tensor.
+
+        Raises:
+            TensorFormatError: an unsupported dtype, a bad shape, or offsets that disagree with it.
+        """
+        info, begin, end = _entry(name, self.entries[name], dtypes)
+        if end > self.size:
+            raise TensorFormatError(
+                f"tensor {name!r} ends at byte {end}, but only {self.size} bytes came"
+            )
+        return Span(info, begin, end)
+
+    def check_coverage(self, spans: Iterable[Span]) -> None:
+        """Check that every byte behind the header is a value of one tensor.
+
+        Raises:
+            TensorFormatError: values overlap or leave holes.
+        """
+        _check_coverage([(span.begin, span.end) for span in spans], self.size)
 
 
 def to_safetensors(tensors: Sequence[Tensor]) -> bytes:
@@ -145,14 +226,14 @@ def to_safetensors(tensors: Sequence[Tensor]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *(tensor.data for tensor in tensors)])
 
 
-def _header(body: bytes) -> tuple[dict[str, object], int]:
+def _header(body: bytes, limit: int) -> tuple[dict[str, object], int]:
     if len(body) < 8:
         raise TensorFormatError(f"a safetensors file was expected, but {len(body)} bytes came")
     (length,) = struct.unpack("<Q", body[:8])
-    if length > MAX_HEADER_BYTES:
+    if length > limit:
         raise TensorFormatError(
             f"no safetensors file, or its header is too long: the first 8 bytes announce "
-            f"{length} bytes, at most {MAX_HEADER_BYTES} are read"
+            f"{length} bytes, at most {limit} are read"
         )
     if len(body) < 8 + length:
         raise TensorFormatError(f"the safetensors header ends after {len(body)} bytes of the file")
@@ -176,7 +257,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return unique
 
 
-def _entry(name: str, entry: object) -> tuple[TensorInfo, int, int]:
+def _entry(name: str, entry: object, dtypes: Sequence[str]) -> tuple[TensorInfo, int, int]:
     if not isinstance(entry, dict):
         raise TensorFormatError(f"tensor {name!r} has no description")
     code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -186,7 +267,7 @@ def _entry(name: str, entry: object) -> tuple[TensorInfo, int, int]:
         raise TensorFormatError(f"tensor {name!r}: data_offsets must be a begin and an end")
     # ComfyUI marks its files with an empty tensor: the one that may hold nothing.
     lengths = tuple(shape) if name == COMFY_VERSION else check_shape(shape)
-    info = TensorInfo(name, check_dtype(_NAMES.get(code, code)), lengths)
+    info = TensorInfo(name, check_dtype(_NAMES.get(code, code), dtypes), lengths)
     begin, end = offsets
     if end - begin != info.nbytes:
         raise TensorFormatError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -39,6 +39,7 @@ class VaeEntry(BaseModel):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     latent_channels: int | None = Field(None, ge=1)
     spatial_factor: int | None = Field(None, ge=1)
+    temporal_factor: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _check_family(self) -> VaeEntry:
@@ -77,14 +78,22 @@ class VaeEntry(BaseModel):
         the folder: then the worker finds out, and fails the job with the reason.
         """
         if self.latent_channels is not None and self.spatial_factor is not None:
-            return VaeFacts(self.latent_channels, self.spatial_factor)
+            return VaeFacts(self.latent_channels, self.spatial_factor, self.temporal_factor)
+        try:
+            return self.layout.facts(self.config) if self.config is not None else None
+        except ValueError:
+            return None
+
+    @cached_property
+    def config(self) -> Mapping[str, Any] | None:
+        """The `config.json` of a local folder; None where the API has none to read."""
         if self.folder is None:
             return None
         try:
             config = json.loads((self.folder / "config.json").read_text())
-            return self.layout.facts(config)
         except (OSError, ValueError):
             return None
+        return config if isinstance(config, dict) else None
 
 
 class Catalog(Mapping[str, VaeEntry]):

@@ -1,4 +1,4 @@
-"""`darkroom up` and `darkroom doctor`."""
+"""`darkroom up`, `darkroom doctor` and `darkroom recover`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import signal
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -62,7 +62,7 @@ def _run(stack: Stack, supervisor: Supervisor) -> None:
         supervisor.start(*servers)
     typer.echo("starting the API and the workers …", err=True)
     workers = [stack.worker(number + 1) for number in range(stack.workers)]
-    supervisor.start(stack.api(), *workers)
+    supervisor.start(stack.api(), stack.webhooks(), *workers)
     if supervisor.stopping:
         return
     addresses = {
@@ -70,11 +70,12 @@ def _run(stack: Stack, supervisor: Supervisor) -> None:
         "docs": f"{stack.api_url}/docs",
         "s3": stack.s3_url,
         "redis": stack.redis_url,
+        "webhook_secret": stack.webhook_secret,
         "logs": str(stack.data / "logs"),
     }
     (stack.data / ADDRESSES_FILE).write_text(json.dumps(addresses))
     for name, address in addresses.items():
-        typer.echo(f"{name:>6}  {address}")
+        typer.echo(f"{name:>14}  {address}")
     typer.echo("ready. Ctrl-C stops everything.", err=True)
     supervisor.watch()
     typer.echo("stopping …", err=True)
@@ -103,6 +104,35 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _fail(error: Exception, status: int) -> Any:
-    typer.echo(f"darkroom up: {error}", err=True)
+def recover(
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Rebuild the job records and the queue from S3, after Redis was lost.
+
+    API and workers do so by themselves; this does it at once and says what it found.
+    """
+    from .keeper import Sweeper
+    from .ledger import Ledger
+    from .records import RecordsClient, RecordsUnavailableError
+    from .settings import Settings, SettingsError
+    from .store import ObjectStore, StoreConfig, StoreError
+
+    try:
+        settings = Settings.load()
+    except SettingsError as error:
+        _fail(error, 2, "recover")
+    records = RecordsClient(settings.redis_url)
+    ledger = Ledger(ObjectStore(StoreConfig.from_settings(settings)))
+    try:
+        found = Sweeper(records, ledger).recover()
+    except (RecordsUnavailableError, StoreError) as error:
+        _fail(error, 3, "recover")
+    if as_json:
+        typer.echo(json.dumps({"restored": found.restored, "ended": found.ended}))
+    else:
+        typer.echo(f"{found.restored} jobs put on record, {found.ended} brought to their end")
+
+
+def _fail(error: Exception, status: int, command: str = "up") -> NoReturn:
+    typer.echo(f"darkroom {command}: {error}", err=True)
     raise typer.Exit(status) from error

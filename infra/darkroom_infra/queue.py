@@ -14,6 +14,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 DECODE_QUEUE: Final = "darkroom.decode"
 DEVELOP_TASK: Final = "darkroom.develop"
+WEBHOOKS_QUEUE: Final = "darkroom.webhooks"
+DELIVER_TASK: Final = "darkroom.deliver"
 
 # The Celery priority of each rank, 0 first: kombu keeps one list for each.
 PRIORITIES: Final = [0, 3, 6]
@@ -34,31 +36,33 @@ class Doorbell:
     @classmethod
     def for_job(cls, job_id: str, rank: int) -> Doorbell:
         """Make the message that has a worker look at a job."""
-        priority = PRIORITIES[rank]
-        separator = kombu_redis.Channel.sep
-        body = json.dumps([[job_id], {}, {}])
+        return cls._make(DECODE_QUEUE, DEVELOP_TASK, [job_id], job_id, PRIORITIES[rank])
+
+    @classmethod
+    def for_courier(cls) -> Doorbell:
+        """Make the message that has the courier look into the outbox."""
+        return cls._make(WEBHOOKS_QUEUE, DELIVER_TASK, [], "outbox", 0)
+
+    @classmethod
+    def _make(
+        cls, queue: str, task: str, arguments: list[str], message_id: str, priority: int
+    ) -> Doorbell:
+        body = json.dumps([arguments, {}, {}])
         message = {
             "body": base64.b64encode(body.encode()).decode(),
             "content-encoding": "utf-8",
             "content-type": "application/json",
-            "headers": {
-                "lang": "py",
-                "task": DEVELOP_TASK,
-                "id": job_id,
-                "root_id": job_id,
-                "ignore_result": True,
-            },
+            "headers": {"lang": "py", "task": task, "id": message_id, "ignore_result": True},
             "properties": {
-                "correlation_id": job_id,
-                "delivery_mode": 2,
-                "delivery_info": {"exchange": "", "routing_key": DECODE_QUEUE},
+                "delivery_info": {"exchange": "", "routing_key": queue},
                 "priority": priority,
                 "body_encoding": "base64",
-                "delivery_tag": str(uuid.uuid4()),
+                # Unique among the messages that one worker has at a time.
+                "delivery_tag": uuid.uuid4().hex[:12],
             },
         }
-        suffix = f"{separator}{priority}" if priority else ""
-        return cls(DECODE_QUEUE + suffix, json.dumps(message, separators=(",", ":")))
+        suffix = f"{kombu_redis.Channel.sep}{priority}" if priority else ""
+        return cls(queue + suffix, json.dumps(message, separators=(",", ":")))
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
@@ -81,7 +85,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     Channel = Channel
 
 
-def make_celery(redis_url: str) -> Celery:
+def make_celery(redis_url: str, queue: str = DECODE_QUEUE) -> Celery:
     """Make the Celery application of this installation; it is nobody's current app."""
     app = Celery("darkroom", broker=redis_url, set_as_current=False)
     app.conf.update(
@@ -103,7 +107,7 @@ def make_celery(redis_url: str) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         accept_content=["json"],
         task_serializer="json",
-        task_default_queue=DECODE_QUEUE,
+        task_default_queue=queue,
         task_ignore_result=True,
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
@@ -111,3 +115,18 @@ def make_celery(redis_url: str) -> Celery:
         worker_send_task_events=False,
     )
     return app
+
+
+def work(app: Celery, queue: str, threads: int) -> None:
+    """Run a Celery worker with its threads pool until a signal comes."""
+    worker = app.Worker(
+        pool="threads",
+        concurrency=threads,
+        queues=[queue],
+        hostname=f"darkroom-{uuid.uuid4().hex[:8]}@%h",
+        loglevel="WARNING",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    worker.start()

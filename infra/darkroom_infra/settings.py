@@ -15,8 +15,12 @@ from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from . import failpoints
+
 PREFIX = "DARKROOM_"
 ENV_FILE = ".env"
+
+MAX_DELAY = 7 * 86_400.0
 
 KEY_HASH_PREFIX = "sha256:"
 KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
@@ -63,17 +67,52 @@ def _parse_networks(value: object) -> object:
     return networks
 
 
-def _check_secret(value: object) -> object:
-    """Check a Standard Webhooks secret: `whsec_` and 24 to 64 bytes in base64."""
+def _check_secrets(value: object) -> object:
+    """Check Standard Webhooks secrets: one, or several with commas between while they rotate."""
     if not isinstance(value, str):
         return value
+    for secret in value.split(","):
+        _check_secret(secret.strip())
+    return value
+
+
+def _parse_key_secrets(value: object) -> object:
+    """Turn `name:whsec_…,…` into the secrets of each key; a name may come twice, to rotate."""
+    if not isinstance(value, str):
+        return value
+    secrets: dict[str, list[SecretStr]] = {}
+    for entry in filter(None, (part.strip() for part in value.split(","))):
+        name, separator, secret = entry.partition(":")
+        if not (name and separator):
+            raise ValueError("name:whsec_…,name:whsec_… expected")
+        _check_secret(secret)
+        secrets.setdefault(name, []).append(SecretStr(secret))
+    return secrets
+
+
+def _parse_schedule(value: object) -> object:
+    """Turn `0,5,300` into seconds, each after the attempt before."""
+    if not isinstance(value, str):
+        return value
+    delays = tuple(float(part) for part in value.split(","))
+    if not all(0 <= delay <= MAX_DELAY for delay in delays):
+        raise ValueError(f"seconds between 0 and {MAX_DELAY:.0f} expected, commas between")
+    return delays
+
+
+def _check_secret(value: str) -> None:
+    """Check a Standard Webhooks secret: `whsec_` and 24 to 64 bytes in base64."""
     try:
         secret = base64.b64decode(value.removeprefix("whsec_"), validate=True)
     except binascii.Error as error:
         raise ValueError(f"whsec_ and base64 expected: {error}") from error
     if not value.startswith("whsec_") or not 24 <= len(secret) <= 64:
         raise ValueError("whsec_ and 24 to 64 bytes in base64 expected")
-    return value
+
+
+def _parse_failpoints(value: object) -> object:
+    """Turn `NAME=ACTION,…` into what is armed."""
+    return failpoints.parse(value) if isinstance(value, str) else value
 
 
 HttpUrl = Annotated[str, Field(pattern=r"^https?://")]
@@ -105,15 +144,35 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(8.0, ge=0, allow_inf_nan=False)
 
     api_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_parse_keys)] = {}
-    webhook_secret: Annotated[SecretStr | None, BeforeValidator(_check_secret)] = None
+    webhook_secret: Annotated[SecretStr | None, BeforeValidator(_check_secrets)] = None
+    webhook_secrets: Annotated[
+        dict[str, list[SecretStr]], NoDecode, BeforeValidator(_parse_key_secrets)
+    ] = {}
+    webhook_schedule: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_parse_schedule)] = ()
     webhook_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_networks)] = ()
 
     result_ttl: int = Field(86_400, ge=1)
+    # As much as S3 writes and copies in one step, at most.
+    max_upload_bytes: int = Field(2 * 1024**3, ge=1, le=5 * 1024**3)
     max_latents_bytes: int = Field(64 * 1024 * 1024, ge=1)
-    max_pixels: int = Field(1 << 26, ge=64)
+    max_batch_bytes: int = Field(2 * 1024**3, ge=1, le=5 * 1024**3)
+    max_pixels: int = Field(1 << 27, ge=64)
     max_queued: int = Field(100_000, ge=1)
     lease_seconds: float = Field(15.0, gt=0, allow_inf_nan=False)
     max_attempts: int = Field(3, ge=1)
+    attempt_seconds: float = Field(1800.0, gt=0, allow_inf_nan=False)
+    failpoints: Annotated[
+        dict[str, tuple[str, int]], NoDecode, BeforeValidator(_parse_failpoints)
+    ] = {}
+
+    def secrets_of(self, owner: str) -> tuple[str, ...]:
+        """Give the secrets that sign an owner's webhooks: the key's own, else the common ones."""
+        own = self.webhook_secrets.get(owner)
+        if own:
+            return tuple(secret.get_secret_value() for secret in own)
+        if self.webhook_secret is None:
+            return ()
+        return tuple(part.strip() for part in self.webhook_secret.get_secret_value().split(","))
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from uuid import uuid4
 
 import boto3
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS: Final = 64
 CONNECT_TIMEOUT: Final = 3
 READ_TIMEOUT: Final = 20
+COPY_TIMEOUT: Final = 300
+"""A store may be silent while it copies gigabytes."""
+
 DELETE_AT_ONCE: Final = 1000
 
 _MISSING: Final = {"404", "NoSuchKey", "NotFound"}
@@ -90,6 +93,15 @@ class StoreConfig:
         )
 
 
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as it was when it was looked at; another one under its key has another etag."""
+
+    key: str
+    etag: str
+    size: int
+
+
 class ObjectStore:
     """One bucket. Calls block; they may come from any thread."""
 
@@ -100,6 +112,7 @@ class ObjectStore:
         self._public = (
             _client(config, config.public_endpoint_url) if config.public_endpoint_url else self._s3
         )
+        self._patient = _client(config, config.endpoint_url, COPY_TIMEOUT)
 
     def ensure_bucket(self) -> None:
         """Make the bucket if it is not there.
@@ -119,8 +132,15 @@ class ObjectStore:
                 with contextlib.suppress(self._s3.exceptions.BucketAlreadyOwnedByYou):
                     self._s3.create_bucket(**arguments)
 
-    def put(self, key: str, body: bytes, content_type: str = "application/octet-stream") -> None:
-        """Write an object, over one that may be there."""
+    def put(
+        self,
+        key: str,
+        body: bytes | BinaryIO,
+        content_type: str = "application/octet-stream",
+    ) -> None:
+        """Write an object, over one that may be there. A file is written from its start."""
+        if not isinstance(body, bytes):
+            body.seek(0)
         with _translated(key):
             self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
 
@@ -135,14 +155,15 @@ class ObjectStore:
                 Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, IfNoneMatch="*"
             )
 
-    def get(self, key: str) -> bytes:
-        """Read an object.
+    def get(self, key: str, begin: int = 0, end: int | None = None) -> bytes:
+        """Read an object, or its bytes from `begin` to before `end`.
 
         Raises:
             FileNotFoundError: there is none.
         """
+        span: Any = {"Range": f"bytes={begin}-{end - 1}"} if end is not None else {}
         with _translated(key):
-            return self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            return self._s3.get_object(Bucket=self.bucket, Key=key, **span)["Body"].read()
 
     def exists(self, key: str) -> bool:
         """Tell whether there is an object."""
@@ -153,11 +174,38 @@ class ObjectStore:
             return False
         return True
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """Yield the keys below a prefix, in order."""
+    def look(self, key: str) -> StoredObject:
+        """Look at an object without reading it.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with _translated(key):
+            answer = self._s3.head_object(Bucket=self.bucket, Key=key)
+        return StoredObject(key, answer["ETag"], answer["ContentLength"])
+
+    def copy(self, source: StoredObject, key: str) -> None:
+        """Copy an object within the store, as it was when it was looked at.
+
+        Raises:
+            FileNotFoundError: it is gone, or it is another one by now.
+        """
+        try:
+            with _translated(source.key):
+                self._patient.copy_object(
+                    Bucket=self.bucket,
+                    Key=key,
+                    CopySource={"Bucket": self.bucket, "Key": source.key},
+                    CopySourceIfMatch=source.etag,
+                )
+        except FileExistsError as error:
+            raise FileNotFoundError(source.key) from error
+
+    def list(self, prefix: str, start_after: str = "") -> Iterator[str]:
+        """Yield the keys below a prefix, in order; those after `start_after`, where it is given."""
         with _translated(prefix):
             pages = self._s3.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=prefix
+                Bucket=self.bucket, Prefix=prefix, StartAfter=start_after
             )
             for page in pages:
                 for entry in page.get("Contents", ()):
@@ -189,6 +237,14 @@ class ObjectStore:
             "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
         )
 
+    def presign_put(self, key: str, size: int, seconds: int) -> str:
+        """Make a link with which anybody may write an object of exactly that size for a while."""
+        return self._public.generate_presigned_url(
+            "put_object",
+            Params={"Bucket": self.bucket, "Key": key, "ContentLength": size},
+            ExpiresIn=seconds,
+        )
+
     def check(self) -> None:
         """Ask whether the bucket answers.
 
@@ -217,9 +273,12 @@ class ObjectStore:
         """Close the connections."""
         self._s3.close()
         self._public.close()
+        self._patient.close()
 
 
-def _client(config: StoreConfig, endpoint_url: str | None) -> S3Client:
+def _client(
+    config: StoreConfig, endpoint_url: str | None, read_timeout: int = READ_TIMEOUT
+) -> S3Client:
     return boto3.client(
         "s3",
         endpoint_url=endpoint_url,
@@ -233,7 +292,7 @@ def _client(config: StoreConfig, endpoint_url: str | None) -> S3Client:
             s3={"addressing_style": "path" if endpoint_url else "auto"},
             signature_version="s3v4",
             connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
+            read_timeout=read_timeout,
             max_pool_connections=MAX_CONNECTIONS,
             retries={"mode": "standard", "total_max_attempts": 3},
         ),

@@ -91,8 +91,9 @@ def bodies() -> Iterator[Case]:
             Case(
                 f"dtype {code}", 422, ("dtype", code), file({"a": tensor(dtype=code)}, bytes(1024))
             )
-            for code in ("F64", "I64", "U8", "BOOL", "F8_E4M3", "nonsense")
+            for code in ("F64", "I64", "BOOL", "F8_E4M3", "nonsense")
         ),
+        Case("dtype U8", 422, ("'uint8'",), file({"a": tensor(dtype="U8", end=256)}, bytes(256))),
     )
 
 
@@ -125,12 +126,12 @@ def latents() -> Iterator[Case]:
         return Case(name, 422, says, make_latents(*shape), query)
 
     yield case("wrong channels", (1, 16, 8, 8), ("latents", "4 channels", "16"))
-    yield case("three dimensions", (4, 8, 8), ("latents", "batch"))
+    yield case("two dimensions", (8, 8), ("latents", "batch"))
     yield case("five dimensions", (1, 4, 1, 8, 8), ("latents", "batch"))
     yield case("packed without size", (1, 16, 64), ("height",), vae="flux")
     yield case("packed, height alone", (1, 16, 64), ("height", "both"), vae="flux", height=64)
     yield case(
-        "packed, misfit", (1, 16, 64), ("height", "16 came"), vae="flux", height=64, width=80
+        "packed, misfit", (1, 16, 64), ("height", "16 patches"), vae="flux", height=64, width=80
     )
     yield case("packed, channels", (1, 16, 60), ("64 channels",), vae="flux", height=64, width=64)
     yield case("size misfit", (1, 4, 8, 8), ("height", "64 x 64"), height=64, width=72)
@@ -164,7 +165,7 @@ def options() -> Iterator[Case]:
         ("metadata", "[1]"),
         ("metadata", json.dumps({"a": "b" * 5000})),
         ("metadata", "[" * 3000),
-        ("callback_url", "http://example.com/"),
+        ("callback_url", "http://10.0.0.1/"),
         ("dtype", "float32"),
     ):
         query: dict[str, Any] = {name: value}

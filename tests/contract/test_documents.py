@@ -229,7 +229,8 @@ def test_a_vae(accepting: httpx.Client) -> None:
     """An entry of the catalogue tells what latents have to be; an unknown one is a problem."""
     listed = accepting.get("/v1/vaes").json()["results"]
     for vae in listed:
-        assert accepting.get(f"/v1/vaes/{vae['name']}").json() == vae
+        alone = accepting.get(f"/v1/vaes/{vae['name']}").json()
+        assert alone | {"config": None, "buffers": None} == vae
     flux = next(vae for vae in listed if vae["name"] == "flux")
     asked = ("family", "latent_channels", "spatial_factor", "temporal_factor", "packed", "loaded")
     assert [flux[key] for key in asked] == ["flux", 16, 8, 1, True, False]

@@ -57,7 +57,8 @@ def parts_of(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
     parts = {}
     for child in psutil.Process(process.pid).children():
         command = child.cmdline()
-        name = command[-1] if command[-1] == "worker" else Path(command[0].split()[0]).name
+        own = command[-1] in ("worker", "webhooks")
+        name = command[-1] if own else Path(command[0].split()[0]).name
         parts["api" if "api" in command else name] = child
     return parts
 
@@ -105,7 +106,7 @@ def test_a_configured_redis_is_used(
     with running(tmp_path, "--workers", "0") as process:
         api = api_of(tmp_path, process)
         assert httpx.get(f"{api}/readyz").status_code == 200
-        assert set(parts_of(process)) == {"weed", "api"}
+        assert set(parts_of(process)) == {"weed", "api", "webhooks"}
 
 
 def test_two_stacks_do_not_share_a_folder(tmp_path: Path) -> None:

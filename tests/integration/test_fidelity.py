@@ -19,7 +19,7 @@ from PIL import Image
 from darkroom_infra.catalog import VaeEntry
 from darkroom_wire.jobs import JobOptions
 from darkroom_worker.cache import VaeCache
-from darkroom_worker.engine import DecodeRequest, Engine
+from darkroom_worker.engine import DeviceRequest, Engine
 from darkroom_worker.loading import load, locate
 from tests.conftest import Deployment, Servers
 from tests.vaes import make_kl, make_tiny, write_catalog
@@ -33,9 +33,9 @@ SIZES = [(8, 8), (12, 20), (26, 18)]
 
 def limits() -> dict[tuple[str, ...], float]:
     """Read the limits from the page: the last column by the others."""
-    rows = re.findall(r"^\| (.+) \|$", PAGE.read_text(), re.MULTILINE)
-    cells = [tuple(cell.strip() for cell in row.split("|")) for row in rows]
-    return {row[:-1]: float(row[-1]) for row in cells if row[-1] != "limit"}
+    tables = re.findall(r"^\|.+\| limit \|\n\|[-|]+\n((?:\|.+\n)+)", PAGE.read_text(), re.MULTILINE)
+    rows = [row.strip("| ").split("|") for table in tables for row in table.splitlines()]
+    return {tuple(cell.strip() for cell in row[:-1]): float(row[-1]) for row in rows}
 
 
 LIMITS = limits()
@@ -206,14 +206,12 @@ def test_batches_stay_within_the_limit(
     torch.manual_seed(7)
     options = JobOptions(vae="vae")
     # The first one keeps the engine busy while the others arrive.
-    busy = DecodeRequest(entry, torch.randn(1, 4, 64, 64), options, as_pixels=False)
-    some = [
-        DecodeRequest(entry, torch.randn(1, 4, 12, 16), options, as_pixels=False) for _ in range(4)
-    ]
+    busy = DeviceRequest(entry, torch.randn(1, 4, 64, 64), options)
+    some = [DeviceRequest(entry, torch.randn(1, 4, 12, 16), options) for _ in range(4)]
     for request in (busy, *some):
         engine.submit(request)
     results = [request.future.result(60) for request in some]
     assert {result.batch_size for result in results} == {4}
     for request, result in zip(some, results, strict=True):
-        expected = decode_locally(folder, request.latents, "float32", "sd")
+        expected = decode_locally(folder, request.tensor, "float32", "sd")
         assert (result.tensor - expected).abs().max() <= LIMITS[vae_class, "float32"]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import httpx
-import pytest
 
-from darkroom_infra.keeper import Keeper
+from darkroom_infra.keeper import Keeper, Sweeper
 from darkroom_infra.ledger import Ledger, ending, latents_key, manifest_key, spec_key
 from darkroom_infra.records import JobSpec, RecordsClient, State
 from darkroom_infra.records import transitions as steps
@@ -27,27 +25,6 @@ LEASE = timedelta(seconds=30)
 NO_LEASE = timedelta(milliseconds=1)
 TTL = timedelta(hours=1)
 WAITERS = 500
-
-
-@pytest.fixture
-def deployment(servers: Servers, tmp_path: Path) -> Iterator[Deployment]:
-    """An installation without processes, with a bucket and an epoch."""
-    with servers.deploy(tmp_path) as deployment:
-        deployment.ledger().store.ensure_bucket()
-        deployment.records().begin_epoch("test")
-        yield deployment
-
-
-@pytest.fixture
-def records(deployment: Deployment) -> RecordsClient:
-    """Its records."""
-    return deployment.records()
-
-
-@pytest.fixture
-def ledger(deployment: Deployment) -> Ledger:
-    """Its ledger."""
-    return deployment.ledger()
 
 
 def accept(records: RecordsClient, ledger: Ledger) -> JobSpec:
@@ -96,11 +73,11 @@ def test_the_keeper_requeues_a_dead_attempt(records: RecordsClient, ledger: Ledg
     """A job whose worker is gone is queued again, and given up when its attempts are used up."""
     spec = accept(records, ledger)
     keeper = Keeper(records, ledger, max_attempts=2)
-    claim(records, spec, NO_LEASE)
+    assert records.run(steps.begin(spec.id, claim(records, spec, NO_LEASE)))
     eventually(lambda: records.run(steps.due("running")))
     keeper.turn()
     assert state(records, spec) is State.QUEUED
-    claim(records, spec, NO_LEASE)
+    assert records.run(steps.begin(spec.id, claim(records, spec, NO_LEASE)))
     eventually(lambda: records.run(steps.due("running")))
     keeper.turn()
     record = records.run(steps.read(spec.id))
@@ -172,7 +149,7 @@ def test_a_rebuild_follows_the_ledger(
     ledger.erase(deleted.id)
     ledger.store.delete([latents_key(halfway.id)])
     lost = RecordsClient(deployment.environment["DARKROOM_REDIS_URL"], f"{uuid4()}:")
-    assert Keeper(lost, ledger, 3).rebuild() == 2
+    assert Sweeper(lost, ledger).recover().restored == 2
     assert lost.epoch() is not None
     assert [state(lost, spec) for spec in (queued, canceled, deleted, halfway)] == [
         State.QUEUED,

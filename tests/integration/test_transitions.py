@@ -163,6 +163,7 @@ def test_only_the_holder_extends(records: RecordsClient) -> None:
 def test_a_dead_lease_gives_the_job_to_another(records: RecordsClient) -> None:
     """After its lease a job is queued again, and the attempt that had it can do nothing more."""
     claim = claimed(records, NO_LEASE)
+    records.run(steps.begin(claim.spec.id, claim.nonce))
     (due,) = eventually(lambda: records.run(steps.due("running")))
     assert records.run(steps.requeue(due.id, due.rank, 3)) is Requeue.QUEUED
     assert not records.run(steps.extend(claim.spec.id, claim.nonce, LEASE, 0.5))
@@ -171,6 +172,29 @@ def test_a_dead_lease_gives_the_job_to_another(records: RecordsClient) -> None:
     second = records.run(steps.claim(claim.spec.id, "second", LEASE))
     assert second is not None
     assert second.attempts == 2
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_lost_attempt_is_remembered(records: RecordsClient, begun: bool) -> None:
+    """Whether it counted or not, the next attempt knows that one before was lost."""
+    claim = claimed(records, NO_LEASE)
+    assert not claim.lost_before
+    if begun:
+        records.run(steps.begin(claim.spec.id, claim.nonce))
+    eventually(lambda: records.run(steps.due("running")))
+    assert records.run(steps.requeue(claim.spec.id, 1, 3)) is Requeue.QUEUED
+    second = records.run(steps.claim(claim.spec.id, "second", LEASE))
+    assert second is not None
+    assert second.lost_before
+
+
+def test_a_job_that_was_handed_back_was_not_lost(records: RecordsClient) -> None:
+    """A worker that was told to stop is no sign against its jobs."""
+    claim = claimed(records)
+    assert records.run(steps.release(claim))
+    second = records.run(steps.claim(claim.spec.id, "second", LEASE))
+    assert second is not None
+    assert not second.lost_before
 
 
 def test_a_living_lease_is_respected(records: RecordsClient) -> None:
@@ -183,9 +207,33 @@ def test_a_living_lease_is_respected(records: RecordsClient) -> None:
 def test_attempts_are_a_budget(records: RecordsClient) -> None:
     """A job whose attempts are used up is not queued again."""
     claim = claimed(records, NO_LEASE)
+    records.run(steps.begin(claim.spec.id, claim.nonce))
     eventually(lambda: records.run(steps.due("running")))
     assert records.run(steps.requeue(claim.spec.id, 1, 1)) is Requeue.EXHAUSTED
     assert state(records, claim.spec.id) is State.RUNNING
+
+
+def test_an_attempt_that_only_waited_does_not_count(records: RecordsClient) -> None:
+    """A job whose worker died before the device had begun with it keeps its attempts."""
+    claim = claimed(records, NO_LEASE)
+    for _ in range(5):
+        eventually(lambda: records.run(steps.due("running")))
+        assert records.run(steps.requeue(claim.spec.id, 1, 1)) is Requeue.QUEUED
+        record = records.run(steps.read(claim.spec.id))
+        assert record is not None
+        assert record.attempts == 0
+        records.run(steps.claim(claim.spec.id, uuid4().hex, NO_LEASE))
+    eventually(lambda: records.run(steps.due("running")))
+    assert records.run(steps.requeue(claim.spec.id, 1, 1)) is Requeue.EXHAUSTED, "not for ever"
+
+
+def test_only_the_holder_can_begin(records: RecordsClient) -> None:
+    """A device that begins with a job that was taken away is told so."""
+    claim = claimed(records, NO_LEASE)
+    eventually(lambda: records.run(steps.due("running")))
+    records.run(steps.requeue(claim.spec.id, 1, 3))
+    records.run(steps.claim(claim.spec.id, "other", LEASE))
+    assert not records.run(steps.begin(claim.spec.id, claim.nonce))
 
 
 def test_handing_back_does_not_count(records: RecordsClient) -> None:
@@ -247,7 +295,7 @@ def test_retiring_settling_forgetting(records: RecordsClient) -> None:
     assert records.run(steps.retire(due.id, State.EXPIRED)) == "retired"
     assert state(records, spec.id) is State.EXPIRED
     assert [job.state for job in records.run(steps.due("endings"))] == [State.EXPIRED]
-    assert records.run(steps.settle(spec.id))
+    assert records.run(steps.settle(spec.id)) == ""
     assert records.run(steps.due("endings")) == []
     assert records.run(steps.forget(spec.id))
     assert records.run(steps.read(spec.id)) is None
@@ -323,6 +371,24 @@ def test_presence_ends_by_itself(records: RecordsClient) -> None:
     eventually(lambda: records.run(steps.statistics()).workers == 0)
     presence = records.run(steps.loaded())
     assert (presence.loaded, presence.facts) == (frozenset(), facts)
+
+
+def test_details_of_a_vae_are_sent_once(records: RecordsClient) -> None:
+    """A worker is asked for a VAE's details until the records have the same, and they stay."""
+    facts = {"demo": VaeFacts(latent_channels=4, spatial_factor=8)}
+    old, new = (
+        steps.VaeDetails({"a": None, "b": [scale]}, {"latents_mean": [0.1, scale]})
+        for scale in (1.0, 2.5)
+    )
+    assert records.run(steps.details("demo")) is None
+    for known in (old, new):
+        call = steps.presence("w", LEASE, facts, {"demo": known})
+        assert records.run(call) == {"demo"}
+        records.run(steps.note_details("demo", known))
+        assert records.run(call) == frozenset()
+        assert records.run(steps.details("demo")) == known
+    records.run(steps.presence("w", NO_LEASE, facts))
+    assert records.run(steps.details("demo")) == new
 
 
 def test_only_one_keeper_holds_the_lock(records: RecordsClient) -> None:

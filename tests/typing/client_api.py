@@ -8,20 +8,26 @@ from typing import Any, assert_type
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from darkroom import (
+    AsyncBatchHandle,
     AsyncClient,
     AsyncJobHandle,
+    BatchHandle,
     Client,
     DarkroomError,
     JobFailedError,
     JobHandle,
+    RemoteVAE,
     RequestRefusedError,
     RetryPolicy,
     SubmitOptions,
     WaitTimeoutError,
+    remote_decode,
+    remote_encode,
 )
-from darkroom_wire.jobs import Format, Job, QueueState, Status, VaeInfo
+from darkroom_wire.jobs import Batch, Format, Job, QueueState, Status, Task, VaeInfo
 
 
 def submit_anything(client: Client) -> list[JobHandle]:
@@ -35,6 +41,26 @@ def submit_anything(client: Client) -> list[JobHandle]:
     ]
 
 
+def encode_anything(client: Client, image: Image.Image) -> list[JobHandle]:
+    """Pictures of each kind that is documented."""
+    return [
+        client.submit(image, "sdxl", task="encode"),
+        client.submit("picture.png", "sdxl", task=Task.ENCODE, scaling="none"),
+        client.submit(np.zeros((1, 3, 64, 64), np.uint8), "sdxl", task="encode"),
+    ]
+
+
+def remote(image: Image.Image) -> None:
+    """Calls as diffusers' users write them, and a VAE for a pipeline."""
+    latents = torch.zeros(1, 4, 8, 8)
+    assert_type(remote_decode("http://h/hf/sdxl/decode", latents, do_scaling=False), Any)
+    remote_decode(endpoint="sdxl", tensor=latents, output_type="pt", return_type="pt")
+    assert_type(remote_encode("sdxl", image, 0.18215), Any)
+    vae = RemoteVAE("sdxl", Client(), dtype=torch.float16, timeout=600).to("cuda").eval()
+    assert_type(vae, RemoteVAE)
+    vae.decode(latents, return_dict=False)
+
+
 def read_results(job: JobHandle) -> None:
     """What a handle gives."""
     assert_type(job.id, str)
@@ -45,6 +71,8 @@ def read_results(job: JobHandle) -> None:
     assert_type(job.result(timeout=60, as_="bytes"), bytes | list[bytes])
     assert_type(job.result(as_="numpy"), npt.NDArray[Any])
     assert_type(job.download(), list[bytes])
+    assert_type(job.again(format="jpeg"), JobHandle)
+    assert_type(job.again("taesdxl", idempotency_key="k"), JobHandle)
     assert_type(job.cancel(), Job)
     job.delete()
 
@@ -59,6 +87,7 @@ def read_service() -> None:
         assert_type(next(client.jobs(status="failed", limit=5)), JobHandle)
         assert_type(client.job("id"), JobHandle)
         assert_type(client.vaes(), list[VaeInfo])
+        assert_type(client.vae("sdxl"), VaeInfo)
         assert_type(client.queue(), QueueState)
 
 
@@ -68,6 +97,7 @@ async def same_with_coroutines() -> None:
         job = await client.submit(torch.zeros(1), vae="sdxl")
         assert_type(job, AsyncJobHandle)
         assert_type(await job.wait(), Job)
+        assert_type(await job.again(quality=80), AsyncJobHandle)
         assert_type(await job.result(as_="bytes"), bytes | list[bytes])
         jobs = await client.submit_many([b"..."], "flux", height=8, width=8)
         async for ended in client.as_completed(jobs):
@@ -75,6 +105,7 @@ async def same_with_coroutines() -> None:
         async for found in client.jobs():
             assert_type(found, AsyncJobHandle)
         assert_type(await client.vaes(), list[VaeInfo])
+        assert_type(await client.vae("sdxl"), VaeInfo)
 
 
 def handle_errors(job: JobHandle) -> str:
@@ -90,3 +121,28 @@ def handle_errors(job: JobHandle) -> str:
     except DarkroomError as error:
         return " ".join(assert_type(error.submitted, tuple[str, ...]))
     return "done"
+
+
+def submit_batches(client: Client) -> None:
+    """Many latents in one call, and what is done with them."""
+    named = {"a": torch.zeros(1, 4, 8, 8), "b": torch.zeros(1, 4, 8, 8)}
+    batch = client.submit_batch(named, "sdxl", format="webp", priority="batch")
+    assert_type(batch, BatchHandle)
+    client.submit_batch([np.zeros((1, 4, 8, 8), np.float16)], "sdxl", idempotency_key="once")
+    client.submit_batch(Path("many.safetensors"), vae="sdxl")
+    assert_type(batch.wait(timeout=60), Batch)
+    for job in batch.as_completed(progress=True):
+        assert_type(job, JobHandle)
+    assert_type(batch.download_zip("results.zip"), Path)
+    assert_type(client.batch("id"), BatchHandle)
+    for known in client.batches(limit=3):
+        known.delete()
+
+
+async def submit_batches_async(client: AsyncClient) -> None:
+    """The same as coroutines."""
+    batch = await client.submit_batch(["a.npy", "b.npy"], "sdxl")
+    assert_type(batch, AsyncBatchHandle)
+    async for job in batch.as_completed():
+        assert_type(job, AsyncJobHandle)
+    assert_type(await batch.cancel(), Batch)

@@ -29,14 +29,23 @@ def fault(folder: Path, text: str) -> str:
 def test_built_in_vaes_can_be_checked_without_a_worker() -> None:
     """Every built-in VAE has a family and the figures that latents are checked against."""
     catalog = Catalog.load()
-    assert {"sd-v1", "sdxl", "flux", "taesd", "taesdxl", "taesd3", "taef1", "demo"} <= set(catalog)
+    assert len(catalog) >= 17
     for name, vae in catalog.items():
         assert vae.name == name
         assert vae.family in FAMILIES
         assert vae.facts is not None
-        assert vae.facts.spatial_factor == 8
+        assert (vae.facts.temporal_factor == 1) == (vae.layout.fps is None)
     assert catalog["flux"].facts == VaeFacts(16, 8)
     assert catalog["sd-v1"].facts == VaeFacts(4, 8)
+    assert catalog["ltx-video"].facts == VaeFacts(128, 32, 8)
+
+
+def test_hub_sources_are_repositories() -> None:
+    """A built-in VAE that is not shipped comes from a repository, and never from a folder."""
+    for vae in Catalog.load().values():
+        if vae.name != "demo":
+            assert vae.source.count("/") == 1
+            assert vae.folder is None
 
 
 def test_the_demo_vae_is_shipped() -> None:
@@ -71,9 +80,17 @@ def test_a_file_adds_and_overrides(tmp_path: Path) -> None:
         source = "/models/mine"
         latent_channels = 16
         spatial_factor = 16
+
+        [vaes."wan-2.2"]
+        family = "wan"
+        source = "someone/some-video-vae"
+        latent_channels = 48
+        spatial_factor = 16
+        temporal_factor = 4
         """,
     )
-    assert len(catalog) == len(Catalog.load()) + 1
+    assert len(catalog) == len(Catalog.load()) + 2
+    assert catalog["wan-2.2"].facts == VaeFacts(48, 16, 4)
     mine = catalog["my-sd"]
     assert (mine.family, mine.source, mine.subfolder) == ("sd", "someone/some-vae", "vae")
     assert (mine.revision, mine.dtype) == ("abc123", "float16")
@@ -113,7 +130,14 @@ def test_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert catalog["mine"].folder == tmp_path / "vae"
 
 
-@pytest.mark.parametrize("config", ["no json", "{}", '{"latent_channels": 4}'])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *("no json", "{}", "[]", "5", "null", '{"latent_channels": 4}'),
+        '{"latent_channels": 4, "block_out_channels": 8}',
+        '{"latent_channels": "4", "block_out_channels": [8, 8]}',
+    ],
+)
 def test_an_unreadable_config_is_left_to_the_worker(tmp_path: Path, config: str) -> None:
     """The service does not fail where a folder's config says nothing; the worker will tell."""
     (tmp_path / "config.json").write_text(config)
@@ -132,10 +156,11 @@ def test_an_unreadable_config_is_left_to_the_worker(tmp_path: Path, config: str)
         ('[vaes.x]\nfamily = "sd"', ("vaes.x", "source")),
         ('[vaes.x]\nsource = "a/b"', ("vaes.x", "family")),
         ('[vaes.x]\nfamily = "sd"\nsource = ""', ("vaes.x", "source")),
-        ('[vaes.x]\nfamily = "sdx"\nsource = "a/b"', ("vaes.x", "'sdx'", "flux, sd")),
+        ('[vaes.x]\nfamily = "sdx"\nsource = "a/b"', ("vaes.x", "'sdx'", "flux, flux2", "wan")),
         ('[vaes.x]\nfamily = "sd"\nsource = "a/b"\ncolour = "red"', ("vaes.x", "colour")),
         ('[vaes.x]\nfamily = "sd"\nsource = "a/b"\ndtype = "int8"', ("vaes.x", "dtype")),
         ('[vaes.x]\nfamily = "sd"\nsource = "a/b"\nlatent_channels = 0', ("latent_channels",)),
+        ('[vaes.x]\nfamily = "wan"\nsource = "a/b"\ntemporal_factor = 0', ("temporal_factor",)),
         ('[vaes.x]\nfamily = "sd"\nsource = 5', ("vaes.x", "source")),
         ('[vaes.x]\nname = "y"\nfamily = "sd"\nsource = "a/b"', ("vaes.x", "name")),
     ],

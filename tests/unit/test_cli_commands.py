@@ -18,13 +18,20 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
-PICTURES = {"one": [b"a picture"], "two": [b"first", b"second"]}
+PNG = b"\x89PNG\r\n\x1a\n"
+PICTURES = {
+    "one": [b"a picture"],
+    "two": [b"first", b"second"],
+    "latents": [b"latents"],
+    "frames": [b"frames"],
+}
+TYPES = {"latents": "application/x-safetensors", "frames": "application/zip"}
 
 
 class Service:
     """A service that accepts every job but those for the VAE `unknown`.
 
-    A job's metadata says what becomes of it: `one` or `two` pictures, `fail`, or `hang`.
+    A job's metadata says what becomes of it: a name in `PICTURES`, `fail`, or `hang`.
     """
 
     def __init__(self) -> None:
@@ -117,18 +124,20 @@ class Service:
             error = {"type": "t", "title": "t", "detail": "out of memory"}
             job.update(status="failed", error=error)
         else:
-            job.update(status="succeeded", outputs=[picture(p) for p in PICTURES[becomes]])
+            kind = TYPES.get(becomes, "image/png")
+            outputs = [picture(content, kind) for content in PICTURES[becomes]]
+            job.update(status="succeeded", outputs=outputs)
         return job
 
     def _pictures(self, job_id: str) -> list[bytes]:
         return PICTURES[self.jobs[job_id]["metadata"].get("becomes", "one")]
 
 
-def picture(content: bytes) -> dict[str, Any]:
+def picture(content: bytes, content_type: str) -> dict[str, Any]:
     """An output's description."""
     digest = hashlib.sha256(content).hexdigest()
     size = {"bytes": len(content), "width": 1, "height": 1}
-    return {"url": "http://x", "content_type": "image/png", "sha256": digest, **size}
+    return {"url": "http://x", "content_type": content_type, "sha256": digest, **size}
 
 
 def problem(status: int, title: str, **changes: Any) -> dict[str, Any]:
@@ -220,6 +229,27 @@ def test_several_pictures_are_numbered(service: Service, tmp_path: Path) -> None
     assert "wrote a-0.png" in err
 
 
+def test_pictures_are_encoded(service: Service, tmp_path: Path) -> None:
+    """With --task encode pictures are submitted; without it they are refused, and it is named."""
+    (tmp_path / "a.png").write_bytes(PNG)
+    options = ["--vae", "demo", "--task", "encode", "--metadata", '{"becomes": "latents"}']
+    status, out, err = run(service.url, tmp_path, "submit", "a.png", *options, "--wait")
+    assert (status, err) == (0, "")
+    assert out.startswith("wrote a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == PICTURES["latents"][0]
+    status, _, err = run(service.url, tmp_path, "submit", "a.png", "--vae", "demo")
+    assert status == 2
+    assert "task=encode" in err
+
+
+def test_frames_are_saved_as_an_archive(service: Service, tmp_path: Path) -> None:
+    """The frames of a video as pictures are one archive."""
+    files = latents(tmp_path, ["a.npy"])
+    options = ["--vae", "demo", "--wait", "--metadata", '{"becomes": "frames"}']
+    assert run(service.url, tmp_path, "submit", *files, *options)[0] == 0
+    assert (tmp_path / "a.zip").read_bytes() == PICTURES["frames"][0]
+
+
 def test_failed_job(service: Service, tmp_path: Path) -> None:
     """A job that fails is exit status 1, and its reason is told."""
     files = latents(tmp_path, ["a.npy"])
@@ -236,6 +266,7 @@ def test_failed_job(service: Service, tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["submit", "missing.npy", "--vae", "demo"], "missing.npy: cannot be read"),
+        (["submit", "missing", "--vae", "demo"], "missing: there is no such file"),
         (["submit", "a.npy", "--vae", "demo", "--quality", "0"], "quality"),
         (["submit", "a.npy", "--vae", "unknown"], "darkroom vaes lists the names"),
         (["submit", "a.npy"], "--vae"),

@@ -9,14 +9,16 @@ import pytest
 
 import darkroom
 
-HEAVY = ("torch", "PIL", "numpy", "httpx", "pydantic", "rich", "typer")
+HEAVY = ("diffusers", "torch", "PIL", "numpy", "httpx", "pydantic", "rich", "typer")
 
 
 def test_exported_names() -> None:
     """The public names are these. Adding one is a decision, removing one breaks callers."""
     assert sorted(darkroom.__all__) == [
+        "AsyncBatchHandle",
         "AsyncClient",
         "AsyncJobHandle",
+        "BatchHandle",
         "Client",
         "ConflictError",
         "DarkroomError",
@@ -30,6 +32,7 @@ def test_exported_names() -> None:
         "NotAuthorizedError",
         "NotFoundError",
         "OverloadedError",
+        "RemoteVAE",
         "RequestRefusedError",
         "ResultCorruptError",
         "ResultExpiredError",
@@ -40,7 +43,10 @@ def test_exported_names() -> None:
         "SettingsError",
         "SubmitOptions",
         "UnexpectedAnswerError",
+        "VaeDetailsError",
         "WaitTimeoutError",
+        "remote_decode",
+        "remote_encode",
     ]
 
 
@@ -63,6 +69,7 @@ def test_unknown_name() -> None:
     [
         ("import darkroom", HEAVY),
         ("from darkroom import Client; Client().close()", ("torch", "PIL", "numpy")),
+        ("from darkroom import RemoteVAE, remote_decode", ("torch", "PIL", "diffusers")),
     ],
 )
 def test_import_is_light(statement: str, heavy: tuple[str, ...]) -> None:

@@ -501,6 +501,37 @@ def test_jobs_follows_the_cursor(service: Stub, client: Client) -> None:
     assert service.seen[-1].query["status"] == ["queued"]
 
 
+def test_one_vae(service: Stub, client: Client) -> None:
+    """One entry of the catalogue is read by its name, with what only its own document has."""
+    entry = {"name": "a b", "family": "sd", "source": "s", "config": {"scaling_factor": 0.5}}
+    service.on("GET", "/v1/vaes/a%20b", Reply(200, entry))
+    assert client.vae("a b").config == {"scaling_factor": 0.5}
+
+    async def scenario() -> None:
+        async with AsyncClient(service.url) as asynchronous:
+            assert await asynchronous.vae("a b") == client.vae("a b")
+
+    asyncio.run(scenario())
+
+
+def test_pictures_are_submitted_to_be_encoded(service: Stub, client: Client) -> None:
+    """With the task `encode` both clients send pictures as such; without it none goes out."""
+    service.on("POST", "/v1/jobs", Reply(202, job()))
+    client.submit(png(), "demo", task="encode")
+
+    async def scenario() -> None:
+        async with AsyncClient(service.url) as asynchronous:
+            await asynchronous.submit(Image.new("RGB", (2, 2)), "demo", task="encode")
+
+    asyncio.run(scenario())
+    for seen in service.seen:
+        assert seen.query == {"vae": ["demo"], "task": ["encode"]}
+        assert seen.headers["content-type"] == "image/png"
+    with pytest.raises(darkroom.LatentsError):
+        client.submit(Image.new("RGB", (2, 2)), "demo")
+    assert len(service.seen) == 2
+
+
 def test_cancel_twice(service: Stub, client: Client) -> None:
     """Canceling what is canceled already succeeds; canceling what ended otherwise does not."""
     path = f"/v1/jobs/{JOB_ID}"

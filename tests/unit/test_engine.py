@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from darkroom_infra.catalog import VaeEntry
 from darkroom_infra.families import LatentsError
+from darkroom_infra.records import Rendering
 from darkroom_wire.jobs import JobOptions
 from darkroom_worker import decoding
 from darkroom_worker.cache import VaeCache
 from darkroom_worker.engine import (
     AbandonedError,
-    DecodeRequest,
+    DeviceRequest,
     Engine,
     OutOfMemoryError,
     Pulse,
 )
 from darkroom_worker.loading import LoadedVae, VaeFiles, VaeLoadError, load, locate
+from tests.conftest import eventually
 from tests.vaes import make_kl, make_tiny
 
 CPU = torch.device("cpu")
@@ -51,10 +55,12 @@ def make_cache(available: Callable[[], int] = lambda: 1 << 50) -> VaeCache:
     return VaeCache(locate, load_on_cpu, available)
 
 
-def request_for(entry: VaeEntry, *shape: int, **options: float) -> DecodeRequest:
+def request_for(entry: VaeEntry, *shape: int, **options: float) -> DeviceRequest:
     """Make a request for random latents."""
     latents = torch.randn(*(shape or (1, 4, 8, 8)))
-    return DecodeRequest(entry, latents, JobOptions(vae=entry.name, **options), as_pixels=True)
+    return DeviceRequest(
+        entry, latents, JobOptions(vae=entry.name, **options), rendering=Rendering.PIXELS
+    )
 
 
 def test_the_least_recently_used_leaves_under_pressure(folder: Path) -> None:
@@ -83,10 +89,10 @@ def test_short_memory_halves_the_batch(folder: Path, monkeypatch: pytest.MonkeyP
     """
     whole = decoding.decode
 
-    def decode(vae: LoadedVae, latents: torch.Tensor) -> torch.Tensor:
+    def decode(vae: LoadedVae, latents: torch.Tensor, *rest: Any) -> Any:
         if len(latents) > 2:
             raise torch.OutOfMemoryError("too small")
-        return whole(vae, latents)
+        return whole(vae, latents, *rest)
 
     monkeypatch.setattr(decoding, "decode", decode)
     engine = Engine(make_cache())
@@ -132,13 +138,20 @@ def test_a_vae_that_was_loaded_again_is_watched(folder: Path) -> None:
     cache = make_cache()
     engine = Engine(cache)
     for name in ("a", "b", "a", "b"):
-        count = engine.pulse.count
+        beats = count_beats(engine)
         request = request_for(entry_for(folder, name))
         engine.submit(request)
         request.future.result(SECONDS)
-        assert engine.pulse.count > count + 10, "one beat for each layer"
+        assert len(beats) > 10, "one beat for each layer"
         assert 0.9 < request.progress < 1
         cache.keep_only("none")
+
+
+def count_beats(engine: Engine) -> list[None]:
+    """Collect the beats of an engine's pulse from now on."""
+    beats: list[None] = []
+    engine.pulse.beat = lambda: beats.append(None)  # type: ignore[method-assign]
+    return beats
 
 
 def test_wrong_latents_fail_the_request_alone(folder: Path) -> None:
@@ -153,18 +166,63 @@ def test_wrong_latents_fail_the_request_alone(folder: Path) -> None:
 
 
 def test_the_pulse_follows_progress() -> None:
-    """A lease is renewed after a step, or while none can be expected, and not otherwise."""
+    """The time since the last step is what tells work from standstill."""
     now = 0.0
     pulse = Pulse(lambda: now)
-    count = pulse.count
-    assert not pulse.moved_since(count)
+    now = 5.0
+    assert pulse.still_for() == 5
     pulse.beat()
-    assert pulse.moved_since(count)
-    count = pulse.count
-    with pulse.patience(10):
-        assert pulse.moved_since(count)
-        now = 11.0
-        assert not pulse.moved_since(count)
+    assert pulse.still_for() == 0
+
+
+def test_a_hanging_decode_is_overdue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a batch keeps the device longer than it may, the engine says so, and not otherwise."""
+    hanging, go_on = threading.Event(), threading.Event()
+    whole = decoding.decode
+
+    def decode(*arguments: Any) -> Any:
+        hanging.set()
+        go_on.wait(SECONDS)
+        return whole(*arguments)
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    engine = Engine(make_cache())
+    assert engine.overdue(0.0) is None
+    request = request_for(entry_for(folder))
+    engine.submit(request)
+    assert hanging.wait(SECONDS)
+    assert request.started.is_set()
+    assert "kept the device" in (engine.overdue(0.0) or "")
+    assert engine.overdue(1000.0) is None
+    monkeypatch.setattr(engine.pulse, "still_for", lambda: 1000.0)
+    assert "no step" in (engine.overdue(1000.0) or "")
+    go_on.set()
+    request.future.result(SECONDS)
+    assert eventually(lambda: engine.overdue(0.0) is None)
+
+
+def test_a_request_may_be_alone(folder: Path) -> None:
+    """What failed before is decoded without others, which shall not fail with it."""
+    entry = entry_for(folder)
+    first, second = request_for(entry), request_for(entry)
+    assert first.key == second.key
+    first.alone = True
+    assert first.key != second.key
+
+
+def test_alone_means_that_nobody_else_has_work_at_stake(folder: Path) -> None:
+    """What the device began before is over first: a process that dies would take it along."""
+    entry, engine = entry_for(folder), Engine(make_cache())
+    before, suspect, after = (request_for(entry, 1, 4, 8, width) for width in (8, 8, 9))
+    suspect.alone = True
+    for request in (before, suspect, after):
+        engine.submit(request)
+    before.future.result(SECONDS)
+    assert not suspect.started.wait(0.2)
+    assert not after.started.is_set()
+    before.over.set()
+    suspect.future.result(SECONDS)
+    after.future.result(SECONDS)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -237,3 +295,51 @@ def test_the_dtype_is_the_weights_own(tmp_path: Path) -> None:
     make_tiny().to(torch.bfloat16).save_pretrained(tmp_path)
     entry = entry_for(tmp_path)
     assert load_on_cpu(entry, locate(entry)).dtype == "bfloat16"
+
+
+def test_large_pictures_are_decoded_in_bands(tmp_path: Path) -> None:
+    """From some size on a CPU decodes in bands: the same picture, the way told, progress felt."""
+    vae = make_kl(4, widths=(32, 32, 32, 32))
+    vae.save_pretrained(tmp_path)
+    entry = entry_for(tmp_path, dtype="float32")
+    latents = torch.randn(1, 4, 64, 72)
+    engine = Engine(make_cache())
+    request = DeviceRequest(entry, latents, JobOptions(vae="tiny", scaling="none"))
+    engine.submit(request)
+    result = request.future.result(SECONDS)
+    with torch.inference_mode():
+        expected = vae.decode(latents).sample
+    assert result.way["method"] == "exact-banded"
+    assert (result.tensor - expected).abs().max() < 1e-4
+    assert 0.9 < request.progress < 1
+
+
+def test_a_picture_that_does_not_fit_whole_is_decoded_in_bands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a decode in one piece runs out of memory, bands save the job."""
+    make_kl(4).save_pretrained(tmp_path)
+    entry = entry_for(tmp_path, dtype="float32")
+    whole = decoding.decode
+
+    def decode(*arguments: Any) -> Any:
+        if not arguments[3].scarce:
+            raise torch.OutOfMemoryError("too small")
+        return whole(*arguments)
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    engine = Engine(make_cache())
+    request = request_for(entry)
+    engine.submit(request)
+    assert request.future.result(SECONDS).way["method"] == "exact-banded"
+
+
+def test_what_fits_in_no_way_is_refused_before_it_is_tried(tmp_path: Path) -> None:
+    """A picture for which not even bands have room fails with the figures, and kills nothing."""
+    make_kl(4).save_pretrained(tmp_path)
+    entry = entry_for(tmp_path, dtype="float32")
+    engine = Engine(make_cache(lambda: 1 << 22))
+    request = request_for(entry, 1, 4, 128, 128)
+    engine.submit(request)
+    with pytest.raises(OutOfMemoryError, match="do not fit"):
+        request.future.result(SECONDS)

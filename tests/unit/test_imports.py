@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "diffusers", "transformers", "PIL")
+HEAVY = ("torch", "diffusers", "transformers", "PIL", "av")
 
 
 @pytest.mark.parametrize(

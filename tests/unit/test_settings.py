@@ -74,7 +74,7 @@ def test_empty_variables_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that is there but empty, as compose files make them, leaves the default."""
     settings = load(monkeypatch, MAX_PIXELS="", API_KEYS="", S3_ENDPOINT_URL="")
     assert settings == Settings.load()
-    assert (settings.max_pixels, settings.api_keys) == (1 << 26, {})
+    assert (settings.max_pixels, settings.api_keys) == (1 << 27, {})
 
 
 def test_the_file_is_read_and_the_environment_wins(

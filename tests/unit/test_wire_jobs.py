@@ -18,6 +18,7 @@ from darkroom_wire.jobs import (
     Priority,
     Scaling,
     Status,
+    Task,
     Timings,
 )
 
@@ -36,7 +37,9 @@ def test_defaults() -> None:
     options = JobOptions(vae="demo")
     assert options.priority is Priority.NORMAL
     assert options.metadata == {}
-    assert options.model_dump(exclude={"vae", "priority", "metadata"}, exclude_none=True) == {}
+    assert options.task is Task.DECODE
+    given = {"vae", "task", "priority", "metadata"}
+    assert options.model_dump(exclude=given, exclude_none=True) == {}
 
 
 def test_options_are_read_from_query_texts() -> None:

@@ -48,6 +48,10 @@ class VaeCache:
         self._vaes.move_to_end(entry.name)
         return self._vaes[entry.name]
 
+    def available(self) -> int:
+        """Count the bytes that are free on the device."""
+        return self._available()
+
     def keep_only(self, name: str) -> bool:
         """Make room by dropping all VAEs but one; False if there was nothing to drop."""
         others = [other for other in self._vaes if other != name]

@@ -1,4 +1,4 @@
-"""`darkroom worker`: one worker for one device as a program of its own."""
+"""`darkroom worker` and `darkroom webhooks`: each as a program of its own."""
 
 from __future__ import annotations
 
@@ -27,3 +27,20 @@ def worker() -> None:
     except DeviceError as error:
         typer.echo(f"darkroom worker: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+def webhooks() -> None:
+    """Deliver webhooks for the configured Redis and S3."""
+    from darkroom_infra.settings import Settings, SettingsError
+    from darkroom_infra.telemetry import configure_logging
+
+    try:
+        settings = Settings.load()
+    except SettingsError as error:
+        typer.echo(f"darkroom webhooks: {error}", err=True)
+        raise typer.Exit(2) from error
+    configure_logging("webhooks")
+
+    from .webhooks.program import run
+
+    run(settings)

@@ -1,46 +1,198 @@
-"""From a job's latents to a decoded tensor, and from that to pixels: the mathematics of a job."""
+"""From latents to a decoded tensor, from that to pixels, and back: the mathematics of a job.
+
+Shapes: latents [B, …] in any layout of their family; the VAE's input [B, C, h, w] or
+[B, C, T, h, w]; decoded [B, 3, H, W] or [B, 3, F, H, W] in about [-1, 1].
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from darkroom_infra.families import Decoded, config_factors
-from darkroom_wire.jobs import JobOptions
+from darkroom_infra.families import choose_normalization
+from darkroom_infra.records import Rendering
+from darkroom_wire.jobs import JobOptions, Task
 
+from .banded import Mode
 from .loading import DTYPES, LoadedVae
+from .pictures import prepare_pixels
+
+WHOLE = "whole"
+TEMPORAL_TILES = "temporal-tiles"
+EXACT_BANDED = "exact-banded"
+
+BANDED_PIXELS = 256 * 256
+"""From so many pixels on a CPU decodes faster in bands."""
+
+USABLE = 0.8
+"""The part of the free memory that a decode may count on."""
 
 
-def prepare(vae: LoadedVae, latents: Tensor, options: JobOptions) -> Tensor:
-    """Bring latents into the VAE's layout, device, dtype and scale: [B, C, h, w].
+@dataclass(frozen=True)
+class Means:
+    """What a decode may use, and whom it tells how far it is.
 
-    The cast comes before the scaling, as in the pipelines, whose latents have the VAE's dtype.
+    Attributes:
+        available: The bytes that are free on the device.
+        scarce: A decode in one piece has not fitted: anything smaller is welcome.
+        on_steps: Told how many steps there will be, where the decode can say.
+        on_step: Called at each step; what it raises ends the decode.
     """
-    family = vae.entry.layout
-    grid = family.unpack(latents, options, vae.facts).to(vae.device, DTYPES[vae.dtype])
-    return config_factors(vae.config, options).undo(grid)
+
+    available: int = 1 << 62
+    scarce: bool = False
+    on_steps: Callable[[int], None] = lambda _: None
+    on_step: Callable[[], None] = lambda: None
 
 
-def plan(vae: LoadedVae, latents: Tensor, options: JobOptions) -> Decoded:
-    """Say what latents will give, now that the VAE is known for certain.
+ANY_MEANS = Means()
+
+
+def check(vae: LoadedVae, tensor: Tensor, options: JobOptions) -> Tensor:
+    """Check latents or pixels, now that the VAE is known for certain, and bring them into shape.
+
+    The batch axis is added where it was left out; pixels become [B, 3, (F,) H, W] in [-1, 1].
 
     Raises:
         LatentsError: they do not fit the VAE.
     """
-    return vae.entry.layout.plan(tuple(latents.shape), options, vae.facts)
+    family = vae.entry.layout
+    shape = tuple(tensor.shape)
+    if options.task is Task.ENCODE:
+        pixels = prepare_pixels(tensor, family.side(vae.facts))
+        family.plan_encode(tuple(pixels.shape), vae.facts)
+        return pixels
+    shape = family.with_batch(shape, options, vae.facts)
+    family.plan(shape, options, vae.facts)
+    return tensor.reshape(shape)
 
 
-def decode(vae: LoadedVae, latents: Tensor) -> Tensor:
-    """Decode whole: [B, C, h, w] to [B, 3, H, W] in about [-1, 1]."""
-    decoded: Tensor = vae.module.decode(latents, return_dict=False)[0]  # type: ignore[operator]
-    return decoded
+def decode(
+    vae: LoadedVae, latents: Tensor, options: JobOptions, means: Means = ANY_MEANS
+) -> tuple[Tensor, Mapping[str, str]]:
+    """Decode checked latents as the family's pipeline does, and say how it went about it.
+
+    The cast comes before the scaling, as in the pipelines, whose latents have the VAE's dtype;
+    where they keep float32, it comes after.
+    """
+    family, dtype = vae.entry.layout, DTYPES[vae.dtype]
+    latents = latents.to(vae.device, torch.float32 if family.unscaled_in_float32 else dtype)
+    normalization = choose_normalization(vae.normalization, options)
+    grid = family.to_vae(latents, options, vae.facts, normalization).to(dtype)
+    mode = _choose_mode(vae, grid, means)
+    if mode is None or vae.banded is None:
+        arguments = family.decode_arguments(grid, vae.config)
+        decoded: Tensor = vae.module.decode(grid, *arguments, return_dict=False)[0]  # type: ignore[operator]
+        way = {"method": _method(vae, grid)}
+    else:
+        means.on_steps(vae.banded.steps(tuple(grid.shape), mode))
+        decoded = vae.banded.decode(grid, mode, means.on_step)
+        way = {"method": EXACT_BANDED, "mode": mode.value}
+    decoded = family.decoded(decoded)
+    expected = family.plan(tuple(latents.shape), options, vae.facts)
+    if decoded.shape[-2:] != (expected.height, expected.width):
+        # Only Sana's family plans another size than its latents give.
+        decoded = _resize_and_crop(decoded, expected.height, expected.width)
+    return decoded, way
 
 
-def to_pixels(decoded: Tensor) -> Tensor:
-    """Turn [B, 3, H, W] in about [-1, 1] into uint8 pixels, [B, H, W, 3].
+def _choose_mode(vae: LoadedVae, grid: Tensor, means: Means) -> Mode | None:
+    """Choose the fastest way that fits; None is a decode in one piece.
+
+    Raises:
+        torch.OutOfMemoryError: not even the smallest fits.
+    """
+    if vae.banded is None:
+        return None
+    pixels = math.prod(grid.shape[-2:]) * vae.facts.spatial_factor**2
+    faster = vae.device.type == "cpu" and grid.dtype is torch.float32 and pixels >= BANDED_PIXELS
+    if not (faster or means.scarce):
+        return None
+    shape = tuple(grid.shape)
+    for mode in (Mode.FAST, Mode.BALANCED, Mode.SMALL):
+        needed = vae.banded.predicted_bytes(shape, mode)
+        if needed <= USABLE * means.available:
+            return mode
+    raise torch.OutOfMemoryError(
+        f"{needed / 1e9:.1f} GB are needed at least, {means.available / 1e9:.1f} GB are free"
+    )
+
+
+def _resize_and_crop(decoded: Tensor, height: int, width: int) -> Tensor:
+    """Resize pictures so that they cover a size, and cut out their middle.
+
+    As diffusers' `PixArtImageProcessor.resize_and_crop_tensor`, but for the sizes where that loses
+    a row or column to rounding and gives a picture of one pixel.
+    """
+    *_, rows, columns = decoded.shape
+    ratio = max(height / rows, width / columns)
+    size = (max(height, int(rows * ratio)), max(width, int(columns * ratio)))
+    resized = functional.interpolate(decoded, size=size, mode="bilinear", align_corners=False)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return resized[:, :, top : top + height, left : left + width]
+
+
+def _method(vae: LoadedVae, grid: Tensor) -> str:
+    """Tell tiles from a decode in one piece.
+
+    HunyuanVideo's VAE decodes long videos in tiles along time by default, and so does its
+    pipeline. The tiles are blended: the picture is not what a decode in one piece would give.
+    """
+    longest: int | None = getattr(vae.module, "tile_sample_min_num_frames", None)
+    if longest is None or not getattr(vae.module, "use_framewise_decoding", False):
+        return WHOLE
+    return TEMPORAL_TILES if grid.shape[2] > longest // vae.facts.temporal_factor else WHOLE
+
+
+def encode(vae: LoadedVae, pixels: Tensor, options: JobOptions) -> Tensor:
+    """Encode checked pixels [B, 3, (F,) H, W] in [-1, 1]: the distribution's mode, scaled."""
+    family = vae.entry.layout
+    pixels = family.pixels(pixels.to(vae.device, DTYPES[vae.dtype]))
+    encoded = vae.module.encode(pixels)  # type: ignore[operator]
+    if hasattr(encoded, "latent_dist"):
+        latents = encoded.latent_dist.mode()
+    else:  # tiny and deep-compression autoencoders have no distribution
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+    return family.from_vae(latents, choose_normalization(vae.normalization, options))
+
+
+def render(decoded: Tensor, rendering: Rendering) -> Tensor:
+    """Bring a decoded tensor into the form in which it leaves the device.
+
+    Returns:
+        `decoded` as it is; `unit`: [B, 3, H, W] or [B, F, 3, H, W] in [0, 1]; `pixels`: uint8,
+        [B, H, W, 3] or [B, F, H, W, 3].
+    """
+    if rendering is Rendering.DECODED:
+        return decoded
+    frames = decoded.transpose(1, 2) if decoded.ndim == 5 else decoded
+    if rendering is Rendering.UNIT:
+        return _to_unit(frames)
+    return to_pixels(frames)
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """Turn pictures [..., 3, H, W] in about [-1, 1] into uint8 pixels, [..., H, W, 3].
 
     The same operations in the same dtypes as diffusers' `VaeImageProcessor.postprocess`, so that
-    no pixel differs: x / 2 + 0.5 and the clamp in the VAE's dtype, the rounding in float32.
+    no pixel differs: x / 2 + 0.5 and the clamp in the VAE's dtype, the rounding in float32. One
+    picture after the other, so that no second copy of a video exists in floating point.
     """
-    unit = (decoded * 0.5 + 0.5).clamp(0, 1)
-    return (unit.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8)
+    *leading, channels, height, width = frames.shape
+    pixels = torch.empty(
+        (*leading, height, width, channels), dtype=torch.uint8, device=frames.device
+    )
+    for index in itertools.product(*map(range, leading)):
+        unit = _to_unit(frames[index]).permute(1, 2, 0)
+        pixels[index] = (unit.float() * 255).round().to(torch.uint8)
+    return pixels
+
+
+def _to_unit(decoded: Tensor) -> Tensor:
+    return (decoded * 0.5 + 0.5).clamp(0, 1)

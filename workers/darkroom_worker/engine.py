@@ -1,11 +1,11 @@
-"""The engine: one thread owns the device and decodes compatible requests as one batch."""
+"""The engine: one thread owns the device and serves compatible requests as one batch."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +15,12 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from darkroom_infra import failpoints
 from darkroom_infra.catalog import VaeEntry
 from darkroom_infra.families import LatentsError
+from darkroom_infra.records import Rendering
 from darkroom_infra.telemetry import get_logger
-from darkroom_wire.jobs import JobOptions, Scaling
+from darkroom_wire.jobs import JobOptions, Scaling, Task
 
 from . import decoding
 from .cache import VaeCache
@@ -30,8 +32,14 @@ MAX_BATCH_VALUES = 1 << 18
 A single request may have more.
 """
 
-LOAD_PATIENCE = 1800.0
-"""Seconds that loading a VAE, maybe from the hub, may take without any sign of progress."""
+LOAD_SECONDS = 1800.0
+"""How long loading a VAE, maybe from the hub, may take."""
+
+STALL_SECONDS = 120.0
+"""How long one layer may take: after so long without a step a decode is taken to hang."""
+
+CLEAR_SECONDS = 30.0
+"""How long a request that is to be alone waits for what was decoded before to be stored."""
 
 _log = get_logger("worker.engine")
 
@@ -48,18 +56,30 @@ class AbandonedError(Exception):
     """Nobody waits for the result any more."""
 
 
+ENCODED: Mapping[str, str] = {"method": decoding.WHOLE}
+
 BatchKey = tuple[object, ...]
+Made = tuple[list[Tensor], Mapping[str, str]]
+"""A tensor for each request of a batch, and how they were made."""
 
 
 @dataclass(eq=False)
-class DecodeRequest:
-    """Latents that wait for the device, as they were submitted: [B, …]."""
+class DeviceRequest:
+    """What waits for the device: latents as they were submitted, [B, …], or pixels to encode.
+
+    `alone` keeps it apart from others: it is in no batch with them, and the device begins with it
+    when those that it began before are over. `started` is set once the device has begun with it or
+    has refused it, and `over` by who submitted it, once nothing of it is lost with the process.
+    """
 
     vae: VaeEntry
-    latents: Tensor
+    tensor: Tensor
     options: JobOptions
-    as_pixels: bool
-    future: Future[DecodeResult] = field(default_factory=Future)
+    rendering: Rendering = Rendering.DECODED
+    alone: bool = False
+    future: Future[DeviceResult] = field(default_factory=Future)
+    started: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
     progress: float = 0.0
     abandoned: bool = False
 
@@ -69,25 +89,29 @@ class DecodeRequest:
         options = self.options
         return (
             self.vae.name,
-            self.latents.shape[1:],
-            self.latents.dtype,
+            self.tensor.shape[1:],
+            self.tensor.dtype,
+            options.task,
             options.height,
             options.width,
+            options.num_frames,
             options.scaling or Scaling.VAE,
             options.scaling_factor,
             options.shift_factor,
+            id(self) if self.alone else None,
         )
 
 
 @dataclass(frozen=True)
-class DecodeResult:
-    """A decoded request: pixels [B, H, W, 3] in uint8, or the VAE's output [B, 3, H, W].
+class DeviceResult:
+    """What came of a request: a decoded tensor as it was asked for, or latents.
 
     `seconds` is the time that the device took for the batch, `batch_size` counts its pictures.
     """
 
     tensor: Tensor
     vae: LoadedVae
+    way: Mapping[str, str]
     seconds: float
     batch_size: int
 
@@ -97,26 +121,15 @@ class Pulse:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._patient_until = 0.0
-        self.count = 0
+        self._last = clock()
 
     def beat(self) -> None:
         """Note a step."""
-        self.count += 1
+        self._last = self._clock()
 
-    def moved_since(self, count: int) -> bool:
-        """Whether there was a step since the count was read, or none can be expected yet."""
-        return self.count != count or self._clock() < self._patient_until
-
-    @contextmanager
-    def patience(self, seconds: float) -> Iterator[None]:
-        """Expect no steps for a while."""
-        self._patient_until = self._clock() + seconds
-        try:
-            yield
-        finally:
-            self._patient_until = 0.0
-            self.beat()
+    def still_for(self) -> float:
+        """Count the seconds since the last step."""
+        return self._clock() - self._last
 
 
 class Engine:
@@ -124,16 +137,18 @@ class Engine:
 
     def __init__(self, cache: VaeCache) -> None:
         self._cache = cache
-        self._waiting: deque[DecodeRequest] = deque()
+        self._waiting: deque[DeviceRequest] = deque()
         self._arrived = threading.Condition()
         self._watched: WeakSet[nn.Module] = WeakSet()
-        self._batch: list[DecodeRequest] = []
+        self._batch: list[DeviceRequest] = []
+        self._at_stake: list[threading.Event] = []
         self._steps = 0
+        self._deadline_from: tuple[float, float | None] | None = None
         self.pulse = Pulse()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
-    def submit(self, request: DecodeRequest) -> None:
-        """Queue a request. Its future gets a `DecodeResult`, or one of these errors.
+    def submit(self, request: DeviceRequest) -> None:
+        """Queue a request. Its future gets a `DeviceResult`, or one of these errors.
 
         Raises:
             VaeLoadError: the VAE cannot be loaded.
@@ -145,95 +160,149 @@ class Engine:
             self._waiting.append(request)
             self._arrived.notify()
 
+    def overdue(self, deadline: float) -> str | None:
+        """Say what is wrong if the device has been at one thing for too long, in seconds."""
+        busy = self._deadline_from
+        if busy is None:
+            return None
+        began, limit = busy
+        seconds = time.monotonic() - began
+        if seconds > (deadline if limit is None else limit):
+            return f"one batch has kept the device for {seconds:.0f} s"
+        if limit is None and self.pulse.still_for() > STALL_SECONDS:
+            return f"no step of the decode in {self.pulse.still_for():.0f} s"
+        return None
+
     def _run(self) -> None:
         while True:
             batch = self._take()
+            self._await_others(batch[0])
             with torch.inference_mode():
                 self._serve(batch)
 
-    def _take(self) -> list[DecodeRequest]:
+    def _take(self) -> list[DeviceRequest]:
         """Wait for a request, and take along those that can be decoded with it."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting)
             first = self._waiting.popleft()
-            batch, values = [first], first.latents.numel()
+            batch, values = [first], first.tensor.numel()
             for request in [other for other in self._waiting if other.key == first.key]:
-                if values + request.latents.numel() <= MAX_BATCH_VALUES:
+                if values + request.tensor.numel() <= MAX_BATCH_VALUES:
                     self._waiting.remove(request)
                     batch.append(request)
-                    values += request.latents.numel()
+                    values += request.tensor.numel()
         return batch
 
-    def _serve(self, batch: list[DecodeRequest]) -> None:
+    def _await_others(self, request: DeviceRequest) -> None:
+        """Have nobody else's work at stake where a request is to be alone."""
+        deadline = time.monotonic() + CLEAR_SECONDS
+        if request.alone:
+            for over in self._at_stake:
+                over.wait(max(0.0, deadline - time.monotonic()))
+        self._at_stake = [over for over in self._at_stake if not over.is_set()]
+
+    def _serve(self, batch: list[DeviceRequest]) -> None:
         try:
-            with self.pulse.patience(LOAD_PATIENCE):
+            with self._busy(LOAD_SECONDS):
                 vae = self._cache.get(batch[0].vae)
-            for request in batch:
-                decoding.plan(vae, request.latents, request.options)
-            self._decode(vae, batch)
-        except (VaeLoadError, LatentsError, DecodeError, AbandonedError) as error:
+            batch = [request for request in batch if _fits(vae, request)]
+            if batch:
+                self._run_batch(vae, batch)
+        except (VaeLoadError, DecodeError, AbandonedError) as error:
             _fail(batch, error)
         except Exception as error:  # noqa: BLE001 - whatever a model raises is its job's, not ours
             _log.warning("engine.decode_failed", vae=batch[0].vae.name, exc_info=error)
             _fail(batch, DecodeError(f"{type(error).__name__}: {error}"))
 
-    def _decode(self, vae: LoadedVae, batch: list[DecodeRequest]) -> None:
+    def _run_batch(
+        self, vae: LoadedVae, batch: list[DeviceRequest], *, scarce: bool = False
+    ) -> None:
         started = time.perf_counter()
-        tensors = self._try_model(vae, batch)
-        if tensors is None:
-            self._decode_with_less(vae, batch)
+        made = self._try_model(vae, batch, scarce=scarce)
+        if made is None:
+            self._run_with_less(vae, batch, scarce=scarce)
             return
+        tensors, way = made
         seconds = time.perf_counter() - started
-        pictures = sum(len(request.latents) for request in batch)
+        pictures = sum(len(request.tensor) for request in batch)
         for request, tensor in zip(batch, tensors, strict=True):
-            request.future.set_result(DecodeResult(tensor, vae, seconds, pictures))
+            request.future.set_result(DeviceResult(tensor, vae, way, seconds, pictures))
 
-    def _decode_with_less(self, vae: LoadedVae, batch: list[DecodeRequest]) -> None:
-        """Decode where memory is short: drop other VAEs, then halve the batch, then give up."""
+    def _run_with_less(self, vae: LoadedVae, batch: list[DeviceRequest], *, scarce: bool) -> None:
+        """Go on where memory is short: drop VAEs, halve the batch, decode in bands, give up."""
         if self._cache.keep_only(vae.entry.name):
-            self._decode(vae, batch)
+            self._run_batch(vae, batch, scarce=scarce)
         elif len(batch) > 1:
             middle = len(batch) // 2
             self._serve(batch[:middle])
             self._serve(batch[middle:])
+        elif vae.banded is not None and batch[0].options.task is Task.DECODE and not scarce:
+            self._run_batch(vae, batch, scarce=True)
         else:
             raise OutOfMemoryError(
-                f"latents of shape {list(batch[0].latents.shape)} do not fit into the memory of "
-                f"{vae.device} with this VAE: send fewer or smaller pictures in one job"
+                f"{_what(batch[0])} of shape {list(batch[0].tensor.shape)} do not fit into the "
+                f"memory of {vae.device} with this VAE: send fewer or smaller pictures in one job"
             )
 
-    def _try_model(self, vae: LoadedVae, batch: list[DecodeRequest]) -> list[Tensor] | None:
+    def _try_model(
+        self, vae: LoadedVae, batch: list[DeviceRequest], *, scarce: bool
+    ) -> Made | None:
         """Run the model; None where memory is short.
 
         The error is not handed on: its traceback would keep the tensors of the failed run alive.
         """
         try:
-            return self._run_model(vae, batch)
+            return self._run_model(vae, batch, scarce=scarce)
         except torch.OutOfMemoryError as error:
             _log.warning("engine.out_of_memory", vae=vae.entry.name, error=str(error))
             return None
 
-    def _run_model(self, vae: LoadedVae, batch: list[DecodeRequest]) -> list[Tensor]:
+    def _run_model(self, vae: LoadedVae, batch: list[DeviceRequest], *, scarce: bool) -> Made:
+        task = batch[0].options.task
         self._watch(vae.module)
-        self._batch, self._steps = batch, _count_steps(vae.module)
+        self._batch, self._steps = batch, max(1, len(_layers(vae.module, task)))
+        means = decoding.Means(self._cache.available(), scarce, self._expect, self._beat)
         try:
-            latents = torch.cat([request.latents for request in batch])
-            decoded = decoding.decode(vae, decoding.prepare(vae, latents, batch[0].options))
+            with self._busy():
+                for request in batch:
+                    request.started.set()
+                self._at_stake += [request.over for request in batch]
+                failpoints.reach("attempt.decoding")
+                tensor = torch.cat([request.tensor for request in batch])
+                if task is Task.ENCODE:
+                    made, way = decoding.encode(vae, tensor, batch[0].options), ENCODED
+                else:
+                    made, way = decoding.decode(vae, tensor, batch[0].options, means)
+                parts = torch.split(made, [len(request.tensor) for request in batch])
+                rendered = [
+                    decoding.render(part, request.rendering).cpu()
+                    for request, part in zip(batch, parts, strict=True)
+                ]
         finally:
             self._batch = []
-        parts = torch.split(decoded, [len(request.latents) for request in batch])
-        return [
-            (decoding.to_pixels(part) if request.as_pixels else part).cpu()
-            for request, part in zip(batch, parts, strict=True)
-        ]
+        return rendered, way
+
+    @contextmanager
+    def _busy(self, limit: float | None = None) -> Iterator[None]:
+        """Mark the time that the device is at something, at most for so many seconds."""
+        self.pulse.beat()
+        self._deadline_from = (time.monotonic(), limit)
+        try:
+            yield
+        finally:
+            self._deadline_from = None
+            self.pulse.beat()
 
     def _watch(self, module: nn.Module) -> None:
         """Feel the pulse at every layer of the decoder."""
         if module in self._watched:
             return
         self._watched.add(module)
-        for layer in _layers(module):
+        for layer in (*_layers(module, Task.DECODE), *_layers(module, Task.ENCODE)):
             layer.register_forward_hook(self._beat)
+
+    def _expect(self, steps: int) -> None:
+        self._steps = max(1, steps)
 
     def _beat(self, *_: Any) -> None:
         self.pulse.beat()
@@ -243,17 +312,28 @@ class Engine:
             request.progress = min(0.99, request.progress + 1 / self._steps)
 
 
-def _layers(module: nn.Module) -> list[nn.Module]:
-    """List the decoder's innermost modules."""
-    decoder = getattr(module, "decoder", module)
-    return [layer for layer in decoder.modules() if not any(layer.children())]
+def _layers(module: nn.Module, task: Task) -> list[nn.Module]:
+    """List the innermost modules of the decoder or the encoder."""
+    part = getattr(module, "decoder" if task is Task.DECODE else "encoder", module)
+    return [layer for layer in part.modules() if not any(layer.children())]
 
 
-def _count_steps(module: nn.Module) -> int:
-    return max(1, len(_layers(module)))
+def _what(request: DeviceRequest) -> str:
+    return "latents" if request.options.task is Task.DECODE else "pixels"
 
 
-def _fail(batch: list[DecodeRequest], error: Exception) -> None:
+def _fits(vae: LoadedVae, request: DeviceRequest) -> bool:
+    """Check a request; one that does not fit fails alone."""
+    try:
+        request.tensor = decoding.check(vae, request.tensor, request.options)
+    except LatentsError as error:
+        _fail([request], error)
+        return False
+    return True
+
+
+def _fail(batch: list[DeviceRequest], error: Exception) -> None:
     for request in batch:
+        request.started.set()
         if not request.future.done():
             request.future.set_exception(error)

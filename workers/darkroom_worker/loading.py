@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,19 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from darkroom_infra.catalog import VaeEntry
-from darkroom_infra.families import VaeFacts
+from darkroom_infra.families import Normalization, VaeFacts
+from darkroom_infra.records.transitions import VaeDetails
+
+from .banded import BandedDecoder, supports
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+STATISTICS = ("latents_mean", "latents_std", "bn.running_mean", "bn.running_var")
+"""Buffers that LTX-Video's and FLUX.2's pipelines read: their latents are normalized by them."""
+
 WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 """The files that `from_pretrained` reads without a variant: one, or numbered shards."""
 
@@ -45,14 +52,21 @@ class VaeLoadError(Exception):
 
 @dataclass(frozen=True)
 class LoadedVae:
-    """A VAE on a device, ready to decode."""
+    """A VAE on a device, ready to decode; `banded` where its decoder can also do so in bands."""
 
     entry: VaeEntry
     module: nn.Module
     config: Mapping[str, Any]
     facts: VaeFacts
+    normalization: Normalization
     dtype: str
     device: torch.device
+    banded: BandedDecoder | None = None
+
+    @cached_property
+    def details(self) -> VaeDetails:
+        """What pipelines ask of a VAE although another machine decodes."""
+        return VaeDetails(self.config, read_buffers(self.module))
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -96,6 +110,8 @@ def locate(entry: VaeEntry) -> VaeFiles:
         raise VaeLoadError(f"VAE {entry.name}: the folder {folder} {reason}") from error
     except (OSError, ValueError) as error:
         raise VaeLoadError(f"VAE {entry.name}: {folder / 'config.json'}: {error}") from error
+    if not isinstance(config, dict):
+        raise VaeLoadError(f"VAE {entry.name}: {folder / 'config.json'} holds no object")
     weights = tuple(sorted(path for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)))
     if not weights:
         raise VaeLoadError(
@@ -112,13 +128,48 @@ def load(entry: VaeEntry, files: VaeFiles, *, device: torch.device, dtype: str) 
         VaeLoadError: an unknown class, or weights that do not fit the configuration.
     """
     try:
-        facts = entry.layout.facts(files.config)
         name = _choose_dtype(entry, files, dtype)
         module = _from_pretrained(files, DTYPES[name])
+        config = _complete(files.config, module)
+        facts = entry.layout.facts(config)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise VaeLoadError(f"VAE {entry.name}: {files.folder}: {error}") from error
     module.to(device).eval().requires_grad_(requires_grad=False)
-    return LoadedVae(entry, module, files.config, facts, name, device)
+    normalization = entry.layout.normalization(config, *read_statistics(module))
+    banded = BandedDecoder(module) if supports(module) else None
+    return LoadedVae(entry, module, config, facts, normalization, name, device, banded)
+
+
+def _complete(config: Mapping[str, Any], module: nn.Module) -> Mapping[str, Any]:
+    """Add to a `config.json` what it leaves out, as older ones do: the defaults of the class."""
+    own: Mapping[str, Any] = module.config  # type: ignore[assignment]
+    return {**config, **{key: value for key, value in own.items() if not key.startswith("_")}}
+
+
+def read_statistics(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | tuple[()]:
+    """Read the mean and the standard deviation of a VAE's latents, [C] each, where it has them.
+
+    Most have them in the configuration, LTX-Video's in buffers; FLUX.2's are those of a batch-norm
+    layer.
+    """
+    config: Mapping[str, Any] = module.config  # type: ignore[assignment]
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        return torch.tensor(mean), torch.tensor(std)
+    buffers = dict(module.named_buffers(recurse=False))
+    if {"latents_mean", "latents_std"} <= set(buffers):
+        return buffers["latents_mean"], buffers["latents_std"]
+    norm = getattr(module, "bn", None)
+    if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+        variance: torch.Tensor = norm.running_var  # type: ignore[assignment]
+        return norm.running_mean, torch.sqrt(variance + config["batch_norm_eps"])
+    return ()
+
+
+def read_buffers(module: nn.Module) -> Mapping[str, list[float]]:
+    """Read the statistics of the latents that lie in a VAE's weights, as they lie there."""
+    buffers = dict(module.named_buffers())
+    return {name: buffers[name].tolist() for name in STATISTICS if name in buffers}
 
 
 def choose_device(name: str) -> torch.device:
@@ -153,11 +204,11 @@ def _download(entry: VaeEntry) -> Path:
 
 
 def _choose_dtype(entry: VaeEntry, files: VaeFiles, setting: str) -> str:
-    """Choose as the pipelines do: a VAE that overflows in float16 says so by `force_upcast`."""
+    """Choose as the pipelines do: a VAE that overflows in float16 may say so by `force_upcast`."""
     name = setting
     if setting == "auto":
         name = entry.dtype or _stored_dtype(files.weights[0])
-    if name == "float16" and files.config.get("force_upcast"):
+    if name == "float16" and entry.layout.upcasts and files.config.get("force_upcast"):
         return "float32"
     return name
 
@@ -175,7 +226,11 @@ def _from_pretrained(files: VaeFiles, dtype: torch.dtype) -> nn.Module:
     if vae_class is None:
         raise ValueError(f"config.json names the class {class_name!r}, which is no VAE")
     module, report = vae_class.from_pretrained(
-        files.folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+        files.folder,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        low_cpu_mem_usage=False,  # the default wants a library that nothing else needs
     )
     # diffusers only warns about these, and decodes with random values in their place.
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):

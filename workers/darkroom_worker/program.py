@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from celery import Celery, signals
+from celery import signals
 
+from darkroom_infra import failpoints
 from darkroom_infra.catalog import Catalog
-from darkroom_infra.families import VaeFacts
-from darkroom_infra.keeper import Keeper
+from darkroom_infra.keeper import Keeper, Sweeper
 from darkroom_infra.ledger import Ledger
-from darkroom_infra.queue import DECODE_QUEUE, DEVELOP_TASK, make_celery
+from darkroom_infra.queue import DECODE_QUEUE, DEVELOP_TASK, make_celery, work
 from darkroom_infra.records import RecordsClient, RecordsUnavailableError, transitions
 from darkroom_infra.settings import Settings
 from darkroom_infra.store import ObjectStore, StoreConfig
@@ -26,6 +25,7 @@ from .attempts import Developer
 from .cache import VaeCache, free_memory
 from .engine import Engine
 from .loading import choose_device, load, locate
+from .watchdog import watch
 
 PRESENCE_INTERVAL = timedelta(seconds=5)
 PRESENCE_LEASE = 3 * PRESENCE_INTERVAL
@@ -37,6 +37,7 @@ _log = get_logger("worker")
 
 def run(settings: Settings, catalog: Catalog) -> None:
     """Work until a signal comes; then finish what is under way, or hand it back."""
+    failpoints.arm(settings.failpoints)
     device = choose_device(settings.device)
     cache = VaeCache(
         locate,
@@ -45,41 +46,30 @@ def run(settings: Settings, catalog: Catalog) -> None:
     )
     records = RecordsClient(settings.redis_url)
     ledger = Ledger(ObjectStore(StoreConfig.from_settings(settings)))
+    engine = Engine(cache)
     developer = Developer(
-        records, ledger, catalog, Engine(cache), timedelta(seconds=settings.lease_seconds)
+        records, ledger, catalog, engine, timedelta(seconds=settings.lease_seconds)
     )
     app = make_celery(settings.redis_url)
     app.task(name=DEVELOP_TASK)(developer.develop)
 
     stop = threading.Event()
     keeper = Keeper(records, ledger, settings.max_attempts)
+    sweeper = Sweeper(records, ledger)
+    watchdog = partial(watch, engine, developer, timedelta(seconds=settings.attempt_seconds))
     helpers = [
         threading.Thread(target=target, args=(stop,), daemon=True)
-        for target in (keeper.run, partial(_announce, records, cache))
+        for target in (keeper.run, sweeper.run, watchdog, partial(_announce, records, cache))
     ]
     for helper in helpers:
         helper.start()
     drain = partial(_drain, developer, settings.drain_seconds)
     signals.worker_shutting_down.connect(drain, weak=False)
     _log.info("worker.starting", device=str(device), threads=settings.worker_threads)
-    _work(app, settings.worker_threads)
+    work(app, DECODE_QUEUE, settings.worker_threads)
     stop.set()
     for helper in helpers:
         helper.join(HELPERS_SECONDS)
-
-
-def _work(app: Celery, threads: int) -> None:
-    worker = app.Worker(
-        pool="threads",
-        concurrency=threads,
-        queues=[DECODE_QUEUE],
-        hostname=f"darkroom-{uuid.uuid4().hex[:8]}@%h",
-        loglevel="WARNING",
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-    )
-    worker.start()
 
 
 def _announce(records: RecordsClient, cache: VaeCache, stop: threading.Event) -> None:
@@ -88,7 +78,7 @@ def _announce(records: RecordsClient, cache: VaeCache, stop: threading.Event) ->
     lease = PRESENCE_LEASE
     while True:
         try:
-            records.run(transitions.presence(name, lease, _facts(cache)))
+            _say_what_is_held(records, cache, name, lease)
         except RecordsUnavailableError as error:
             _log.warning("worker.not_announced", error=str(error))
         if lease is FAREWELL:
@@ -97,8 +87,15 @@ def _announce(records: RecordsClient, cache: VaeCache, stop: threading.Event) ->
             lease = FAREWELL
 
 
-def _facts(cache: VaeCache) -> Mapping[str, VaeFacts]:
-    return {name: vae.facts for name, vae in cache.held().items()}
+def _say_what_is_held(
+    records: RecordsClient, cache: VaeCache, worker: str, lease: timedelta
+) -> None:
+    """Send facts each time, and the details of a VAE only where the records have other ones."""
+    held = cache.held()
+    facts = {name: vae.facts for name, vae in held.items()}
+    details = {name: vae.details for name, vae in held.items()}
+    for name in records.run(transitions.presence(worker, lease, facts, details)):
+        records.run(transitions.note_details(name, details[name]))
 
 
 def _drain(developer: Developer, seconds: float, **_: Any) -> None:
@@ -106,7 +103,7 @@ def _drain(developer: Developer, seconds: float, **_: Any) -> None:
     developer.stop_taking()
 
     def end() -> None:
-        developer.drain()
+        developer.hand_back()
         _log.info("worker.ended_after_grace")
         os._exit(0)
 

@@ -10,20 +10,22 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from darkroom_api import ending, intake, submitting
+from darkroom_api import again, ending, intake, reading, submitting, uploads
 from darkroom_api.auth import Owner
+from darkroom_api.callbacks import check_callback
 from darkroom_api.errors import (
     ConflictError,
     GoneError,
     InvalidRequestError,
     NotFoundError,
 )
-from darkroom_api.headers import MAX_WAIT_SECONDS, idempotency_key, preferred_wait
-from darkroom_api.presenting import link, present
-from darkroom_api.services import Services, ServicesDependency
-from darkroom_infra.catalog import VaeEntry
-from darkroom_infra.families import VaeFacts
-from darkroom_infra.records import JobRecord, State, transitions
+from darkroom_api.headers import MAX_WAIT_SECONDS, idempotency_key, preferred_wait, submitted
+from darkroom_api.intake import Submission
+from darkroom_api.pictures import PICTURE_TYPES
+from darkroom_api.queries import refuse_body, refuse_repeated, refuse_unknown
+from darkroom_api.services import Services, ServicesDependency, intake_rules
+from darkroom_infra.presenting import link, present
+from darkroom_infra.records import JOB_EVENTS, JobRecord, State, transitions
 from darkroom_wire.ids import is_id
 from darkroom_wire.jobs import Job, JobOptions, JobPage, Status
 from darkroom_wire.problems import FieldError
@@ -39,18 +41,34 @@ Wait = Annotated[
 
 
 class SubmitQuery(JobOptions):
-    """The options of a job, and what a `tensor/binary` body says of itself."""
+    """The options of a job, and where its latents are if not in the body."""
 
-    shape: list[str] = Field([], description="of a tensor/binary body: shape=1&shape=4&…")
-    dtype: str | None = Field(None, description="of a tensor/binary body")
+    vae: str = Field(
+        "", max_length=128, description="a name from the catalogue; required, but with `from`"
+    )
+    shape: list[str] = Field([], description="of raw values: shape=1&shape=4&…")
+    dtype: str | None = Field(None, description="of raw values")
+    upload: str | None = Field(None, description="instead of a body: the id of an upload")
+    from_job: str | None = Field(
+        None,
+        alias="from",
+        description="instead of a body: a job, on whose latents this one is made",
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Give the options that were given."""
+        places = {"shape", "dtype", "upload", "from_job"}
+        return self.model_dump(exclude_unset=True, exclude=places)
 
 
 _BODY = {"schema": {"type": "string", "format": "binary"}}
 _SUBMIT_OPENAPI: dict[str, Any] = {
     "requestBody": {
-        "required": True,
-        "description": "The latents: a safetensors file with one tensor, or raw values.",
-        "content": dict.fromkeys((*intake.SAFETENSORS_TYPES, intake.RAW), _BODY),
+        "required": False,
+        "description": "The latents: a safetensors file with one tensor, or raw values. "
+        "For task=encode a picture, or a tensor of pixels in [-1, 1] or in uint8. "
+        "With `upload` or `from` there is no body.",
+        "content": dict.fromkeys((*intake.SAFETENSORS_TYPES, intake.RAW, *PICTURE_TYPES), _BODY),
     }
 }
 
@@ -71,31 +89,16 @@ async def submit(
     prefer: Annotated[list[str] | None, Header()] = None,
 ) -> Response:
     """Submit latents: 202 once the job cannot be lost, 200 if it ends within `Prefer: wait=N`."""
-    _refuse_repeated(request)
+    refuse_repeated(request)
     key = idempotency_key(idempotency)
-    kind = intake.content_type(request)
-    vae = intake.find_vae(services.catalog, query.vae)
-    body = await intake.read_body(request, services.settings.max_latents_bytes)
-    submission = intake.prepare(
-        body,
-        kind,
-        intake.RawTensor(tuple(query.shape), query.dtype),
-        JobOptions.model_validate(query.model_dump(exclude={"shape", "dtype"})),
-        vae,
-        await _facts(services, vae),
-        services.settings,
-    )
+    submission = await _receive(request, query, owner, services)
     record = await submitting.accept(services, owner, submission, key)
-    job_id = record.spec.id
-    headers = {"Location": f"/v1/jobs/{job_id}"}
     wait = preferred_wait(",".join(prefer or ()))
     if wait is not None:
-        headers["Preference-Applied"] = f"wait={wait}"
-        record = await _wait(services, owner, job_id, wait)
+        record = await reading.wait(services, owner, record.spec.id, wait)
     finished = record.state.status.finished
-    if not finished:
-        headers["Retry-After"] = "1"
-    return _job(record, services, 200 if finished and wait is not None else 202, headers)
+    status, headers = submitted(f"/v1/jobs/{record.spec.id}", wait, finished=finished)
+    return _job(record, services, status, headers)
 
 
 @router.get("", response_model=JobPage)
@@ -109,8 +112,8 @@ async def list_jobs(
     cursor: Annotated[str | None, Query(description="`next` of the page before")] = None,
 ) -> JobPage:
     """List your jobs, newest first."""
-    _refuse_unknown(request, {"status", "batch_id", "limit", "cursor"})
-    if batch_id is not None:
+    refuse_unknown(request, {"status", "batch_id", "limit", "cursor"})
+    if batch_id is not None and not is_id(batch_id):
         return JobPage(results=[])
     if cursor is not None and not is_id(cursor):
         raise InvalidRequestError.of(
@@ -118,7 +121,7 @@ async def list_jobs(
         )
     states = [state for state in State if state.status is status] if status else []
     records, following = await services.records.run(
-        transitions.list_jobs(owner, states, cursor, limit)
+        transitions.list_jobs(owner, states, cursor, limit, batch_id or "")
     )
     return JobPage(
         results=[present(record, services.ledger.store) for record in records], next=following
@@ -130,11 +133,11 @@ async def read(
     request: Request, job_id: str, owner: Owner, services: ServicesDependency, wait: Wait = None
 ) -> Response:
     """Read a job; with `wait` as soon as it has finished, or after that many seconds."""
-    _refuse_unknown(request, {"wait"})
+    refuse_unknown(request, {"wait"})
     record = (
-        await _read(services, owner, job_id)
+        await reading.read(services, owner, job_id)
         if wait is None
-        else await _wait(services, owner, job_id, wait)
+        else await reading.wait(services, owner, job_id, wait)
     )
     return _job(record, services)
 
@@ -153,8 +156,8 @@ async def result(
     redirect: bool = True,
 ) -> Response:
     """Fetch one output: 302 to the presigned link, or the bytes with `redirect=false`."""
-    _refuse_unknown(request, {"index", "redirect"})
-    record = await _read(services, owner, job_id)
+    refuse_unknown(request, {"index", "redirect"})
+    record = await reading.read(services, owner, job_id)
     status = record.state.status
     if status is Status.EXPIRED:
         raise GoneError(f"the results of job {job_id} have expired")
@@ -176,44 +179,56 @@ async def result(
 @router.post("/{job_id}/cancel", response_model=Job)
 async def cancel(job_id: str, owner: Owner, services: ServicesDependency) -> Response:
     """Cancel a job that has not finished."""
-    await ending.cancel(services, await _read(services, owner, job_id))
-    return _job(await _read(services, owner, job_id), services)
+    await ending.cancel(services, await reading.read(services, owner, job_id))
+    return _job(await reading.read(services, owner, job_id), services)
 
 
 @router.delete("/{job_id}", status_code=204, response_class=Response)
 async def delete(job_id: str, owner: Owner, services: ServicesDependency) -> Response:
     """Delete a job: canceled if unfinished; latents and results are gone when this answers."""
-    record = await _find(services, owner, job_id)
+    record = await reading.find(services, owner, job_id)
     # Also where it was deleted before: an interrupted deletion is finished by a repeated call.
     await asyncio.shield(ending.delete(services, record))
     return Response(status_code=204)
 
 
-async def _find(services: Services, owner: str, job_id: str) -> JobRecord:
-    record = await services.records.run(transitions.read(job_id)) if is_id(job_id) else None
-    if record is None or record.spec.owner != owner:
-        raise NotFoundError(f"there is no job {job_id[:60]!r}")
-    return record
+async def _receive(
+    request: Request, query: SubmitQuery, owner: str, services: Services
+) -> Submission:
+    """Find the latents, in the body or where the query says, and check them and the options."""
+    if query.upload is not None and query.from_job is not None:
+        raise InvalidRequestError.of(
+            FieldError(field="upload", message="give either upload or from, not both")
+        )
+    if query.from_job is not None:
+        return await _receive_again(request, query, query.from_job, owner, services)
+    if not query.vae:
+        raise InvalidRequestError.of(FieldError(field="vae", message="is required"))
+    kind = intake.content_type(request, query.task) if query.upload is None else ""
+    vae = intake.find_vae(services.catalog, query.vae)
+    check_callback(query, owner, services.settings, JOB_EVENTS)
+    options = JobOptions.model_validate(query.options())
+    raw = intake.RawTensor(tuple(query.shape), query.dtype)
+    if query.upload is not None:
+        await refuse_body(request)
+        rules = await intake_rules(services, vae)
+        return await uploads.prepare(services, owner, query.upload, raw, options, rules)
+    body = await intake.read_body(request, services.settings.max_latents_bytes)
+    return intake.prepare(body, kind, raw, options, await intake_rules(services, vae))
 
 
-async def _read(services: Services, owner: str, job_id: str) -> JobRecord:
-    record = await _find(services, owner, job_id)
-    if record.state is State.DELETED:
-        raise GoneError(f"job {job_id} was deleted")
-    return record
-
-
-async def _wait(services: Services, owner: str, job_id: str, seconds: float) -> JobRecord:
-    return await services.waiters.until_finished(
-        lambda: _read(services, owner, job_id), job_id, seconds
-    )
-
-
-async def _facts(services: Services, vae: VaeEntry) -> VaeFacts | None:
-    """What is known of a VAE: from the catalogue, or from a worker that has loaded it."""
-    if vae.facts is not None:
-        return vae.facts
-    return (await services.records.run(transitions.loaded())).facts.get(vae.name)
+async def _receive_again(
+    request: Request, query: SubmitQuery, job_id: str, owner: str, services: Services
+) -> Submission:
+    await refuse_body(request)
+    if query.shape or query.dtype is not None:
+        raise InvalidRequestError.of(
+            FieldError(field="shape", message="the stored latents have their shape and dtype")
+        )
+    spec = await again.find(services, owner, job_id)
+    options = again.inherit(services, spec, query.options())
+    check_callback(options, owner, services.settings, JOB_EVENTS)
+    return await again.prepare(services, spec, options)
 
 
 def _job(
@@ -224,24 +239,3 @@ def _job(
 ) -> Response:
     document = present(record, services.ledger.store).model_dump(mode="json")
     return JSONResponse(document, status_code=status_code, headers=headers)
-
-
-def _refuse_repeated(request: Request) -> None:
-    """Refuse a parameter that came twice: which one was meant?"""
-    names = [name for name, _ in request.query_params.multi_items() if name != "shape"]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InvalidRequestError.of(
-            *(FieldError(field=name, message="was given more than once") for name in repeated)
-        )
-
-
-def _refuse_unknown(request: Request, known: set[str]) -> None:
-    unknown = sorted(set(request.query_params) - known)
-    if unknown:
-        raise InvalidRequestError.of(
-            *(
-                FieldError(field=name, message="there is no such query parameter")
-                for name in unknown
-            )
-        )

@@ -55,9 +55,10 @@ async def ready(services: ServicesDependency) -> Response:
 
 async def _redis(services: Services) -> str:
     try:
-        return "ok" if await services.records.epoch() else "records are being rebuilt"
+        whole = await services.records.epoch() and not services.in_doubt
     except RecordsUnavailableError as error:
         return f"unreachable: {error}"
+    return "ok" if whole else "records are being compared with the ledger"
 
 
 async def _s3(services: Services) -> str:

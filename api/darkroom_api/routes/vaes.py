@@ -24,12 +24,19 @@ async def list_vaes(owner: Owner, services: ServicesDependency) -> VaeList:  # n
 
 @router.get("/{name}")
 async def read_vae(name: str, owner: Owner, services: ServicesDependency) -> VaeInfo:  # noqa: ARG001
-    """Describe one VAE."""
+    """Describe one VAE, with its configuration and statistics as far as they are known."""
     try:
         vae = services.catalog[name]
     except UnknownVaeError:
         raise NotFoundError(f"there is no VAE {name[:60]!r}") from None
-    return _describe(vae, await services.records.run(transitions.loaded()))
+    described = _describe(vae, await services.records.run(transitions.loaded()))
+    details = await services.records.run(transitions.details(name))
+    return described.model_copy(
+        update={
+            "config": details.config if details else vae.config,
+            "buffers": details.buffers if details else None,
+        }
+    )
 
 
 def _describe(vae: VaeEntry, presence: Presence) -> VaeInfo:
@@ -43,7 +50,7 @@ def _describe(vae: VaeEntry, presence: Presence) -> VaeInfo:
         dtype=vae.dtype,
         latent_channels=facts.latent_channels if facts else None,
         spatial_factor=facts.spatial_factor if facts else None,
-        temporal_factor=1 if facts else None,
+        temporal_factor=facts.temporal_factor if facts else None,
         packed=vae.layout.packed,
         formats=vae.layout.formats,
         loaded=vae.name in presence.loaded,

@@ -14,9 +14,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print the service's document
 def submit(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", help="Latents: .safetensors, ComfyUI .latent or .npy."),
+        typer.Argument(
+            metavar="FILE|DIR",
+            help="Latents (.safetensors, .latent, .npy) or pictures; folders of latents.",
+        ),
     ],
     vae: Annotated[str, typer.Option(help="A name from `darkroom vaes`.", show_default=False)],
+    task: Annotated[
+        str | None,
+        typer.Option(help="decode: latents to pictures (default); encode: pictures to latents."),
+    ] = None,
     format: Annotated[  # noqa: A002 - the option's name
         str | None, typer.Option(help="png, jpeg, webp, safetensors or mp4 (png; for video, mp4).")
     ] = None,
@@ -46,15 +53,24 @@ def submit(
     callback_url: Annotated[
         str | None, typer.Option(help="Where the service sends an event when a job ends.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Of a folder: go on with an order begun earlier.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Submit latents, one job for each file; print the jobs' ids, or with --wait save pictures.
 
+    With --task encode the files are pictures (.png, .jpg, .webp), and latents are saved.
+
     A file FILE.npy becomes FILE.png, or FILE-0.png, FILE-1.png... where it holds several pictures.
+
+    All latents of a folder DIR become batches. What was begun is noted in the output folder: the
+    same command again goes on where it stopped, and submits nothing twice.
     """
     from darkroom.cli._submit import Order, submit_files
 
     options = {
+        "task": task,
         "format": format,
         "height": height,
         "width": width,
@@ -69,7 +85,12 @@ def submit(
         "metadata": metadata,
         "callback_url": callback_url,
     }
-    submit_files(Order(tuple(files), vae, options, wait=wait, folder=output, as_json=json))
+    order = Order(tuple(files), vae, options, wait=wait, folder=output, as_json=json)
+    if resume or any(file.is_dir() for file in files):
+        from darkroom.cli._folder import submit_folders
+
+        submit_folders(order, resume=resume)
+    submit_files(order)
 
 
 def status(ids: Ids, json: Json = False) -> None:
@@ -114,4 +135,21 @@ def vaes(json: Json = False) -> None:
     list_vaes(as_json=json)
 
 
-COMMANDS = (submit, status, list_, cancel, delete, vaes)
+def listen(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 8765,
+    secret: Annotated[
+        str | None,
+        typer.Option(help="whsec_...; else DARKROOM_WEBHOOK_SECRET.", show_default=False),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="End after so many webhooks.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Receive webhooks on loopback, verify their signatures, and print them."""
+    from darkroom.cli._listen import listen as receive
+
+    receive(port, secret, as_json=json, count=count)
+
+
+COMMANDS = (submit, status, list_, cancel, delete, vaes, listen)

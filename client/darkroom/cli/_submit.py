@@ -26,6 +26,7 @@ from darkroom._waiting import SUBMITS_IN_FLIGHT
 from darkroom.cli._exits import ExitStatus, say, say_error
 from darkroom.cli._jobs import IMPATIENT
 from darkroom.cli._output import print_json
+from darkroom_wire.jobs import Job
 
 _HOPELESS = (ServiceUnreachableError, NotAuthorizedError, OverloadedError)
 _EXTENSIONS = {
@@ -58,10 +59,11 @@ class Progress:
     exit_with: ExitStatus = ExitStatus.OK
     hopeless: bool = False
 
-    def note(self, error: DarkroomError, about: str) -> None:
-        """Say what went wrong with one file or job."""
+    def note(self, error: DarkroomError, about: str) -> bool:
+        """Say what went wrong with one file or job; tell whether others would fare no better."""
         self.exit_with = max(self.exit_with, say_error(error, about))
         self.hopeless = self.hopeless or isinstance(error, _HOPELESS)
+        return self.hopeless
 
     def handles(self) -> list[AsyncJobHandle]:
         """The jobs that were submitted, in the order of their files."""
@@ -72,9 +74,9 @@ def submit_files(order: Order) -> None:
     """Submit files, wait if asked to, print what came of it, and exit."""
     options_query(order.vae, order.options)
     for file in order.files:
-        check_file(file)
+        check_file(file, order.options.get("task"))
     if order.wait:
-        _make_folder(order.folder)
+        make_folder(order.folder)
     progress = Progress()
     try:
         asyncio.run(_work(order, progress))
@@ -97,7 +99,7 @@ async def _work(order: Order, progress: Progress) -> None:
         if not order.wait:
             _print_ids(order, progress)
             return
-        stems = unique_stems(order.files)
+        stems = unique_stems([file.stem for file in order.files])
         names = {handle: stems[index] for index, handle in progress.jobs.items()}
         with progress_bar("developing", len(names), shown=True) as bar:
             async for handle in client.as_completed(progress.handles()):
@@ -136,10 +138,7 @@ async def _save(
         with bar.aside():
             progress.note(error, stem)
         return
-    for index, content in enumerate(outputs):
-        extension = _EXTENSIONS.get(handle.info.outputs[index].content_type, "bin")
-        number = f"-{index}" if len(outputs) > 1 else ""
-        path = order.folder / f"{stem}{number}.{extension}"
+    for path, content in zip(output_paths(handle.info, stem, order.folder), outputs, strict=True):
         try:
             await asyncio.to_thread(path.write_bytes, content)
         except OSError as error:
@@ -152,16 +151,25 @@ async def _save(
             typer.echo(f"wrote {path} (job {handle.id})", err=order.as_json)
 
 
-def unique_stems(files: Sequence[Path]) -> list[str]:
-    """Name each file's results after it; a name that is taken gets a number."""
-    stems: list[str] = []
-    for file in files:
-        stem, number = file.stem, 1
+def output_paths(job: Job, stem: str, folder: Path) -> list[Path]:
+    """Name the files that a finished job's outputs become."""
+    endings = [_EXTENSIONS.get(output.content_type, "bin") for output in job.outputs]
+    if len(endings) == 1:
+        return [folder / f"{stem}.{endings[0]}"]
+    return [folder / f"{stem}-{index}.{ending}" for index, ending in enumerate(endings)]
+
+
+def unique_stems(names: Sequence[str]) -> list[str]:
+    """Name results after their files; a name that is taken gets a number."""
+    stems: dict[str, None] = {}
+    numbers: dict[str, int] = {}
+    for name in names:
+        stem = name
         while stem in stems:
-            number += 1
-            stem = f"{file.stem}_{number}"
-        stems.append(stem)
-    return stems
+            numbers[name] = numbers.get(name, 1) + 1
+            stem = f"{name}_{numbers[name]}"
+        stems[stem] = None
+    return list(stems)
 
 
 def _print_ids(order: Order, progress: Progress) -> None:
@@ -170,7 +178,8 @@ def _print_ids(order: Order, progress: Progress) -> None:
             typer.echo(f"{progress.jobs[index].id}  {order.files[index]}")
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make the folder of the results, or exit."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

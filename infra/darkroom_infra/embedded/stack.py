@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import secrets
@@ -59,6 +60,7 @@ class Stack:
     data: Path
     ports: Ports
     credentials: Credentials
+    own_webhook_secret: str
     settings: Settings
     workers: int
 
@@ -80,6 +82,12 @@ class Stack:
         return self.settings.s3_endpoint_url or f"http://{HOST}:{self.ports.s3}"
 
     @property
+    def webhook_secret(self) -> str:
+        """What signs callbacks: the configured secret, or the stack's own."""
+        configured = self.settings.webhook_secret
+        return configured.get_secret_value() if configured else self.own_webhook_secret
+
+    @property
     def _has_redis(self) -> bool:
         return "redis_url" in self.settings.model_fields_set
 
@@ -95,6 +103,7 @@ class Stack:
             "REDIS_URL": self.redis_url,
             "S3_ENDPOINT_URL": self.s3_url,
             "WEBHOOK_ALLOW": ",".join(self.settings.webhook_allow) or "127.0.0.0/8,::1/128",
+            "WEBHOOK_SECRET": self.webhook_secret,
         }
         if not self._has_s3:
             values["S3_ACCESS_KEY_ID"] = self.credentials.access_key_id
@@ -175,6 +184,11 @@ class Stack:
         ready = partial(_workers_announced, self.redis_url, number)
         return Program(name, _darkroom("worker"), environment, ready, 120.0, stop_seconds)
 
+    def webhooks(self) -> Program:
+        """The courier of webhooks; it is ready once it can be rung for."""
+        ready = partial(_courier_lives, self.redis_url)
+        return Program("webhooks", _darkroom("webhooks"), self.environment, ready, 60.0, 4.0)
+
     @property
     def _drain_seconds(self) -> float:
         # All parts together have to stop within 15 s.
@@ -203,7 +217,7 @@ def prepare(data: Path, port: int | None, workers: int, settings: Settings) -> S
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     ports = _choose_ports(data, port if port is not None else choose_port(DEFAULT_API_PORT))
     _write_private(data / PORTS_FILE, json.dumps(asdict(ports)))
-    return Stack(data, ports, _credentials(data), settings, workers)
+    return Stack(data, ports, _credentials(data), _webhook_secret(data), settings, workers)
 
 
 @contextmanager
@@ -247,6 +261,13 @@ def _credentials(data: Path) -> Credentials:
     return fresh
 
 
+def _webhook_secret(data: Path) -> str:
+    path = data / "webhook-secret"
+    if not path.exists():
+        _write_private(path, "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
+    return path.read_text()
+
+
 def _write_private(path: Path, text: str) -> None:
     path.touch(mode=0o600)
     path.write_text(text)
@@ -270,6 +291,16 @@ def _workers_announced(redis_url: str, count: int) -> bool:
     records = RecordsClient(redis_url)
     try:
         return records.run(transitions.statistics()).workers >= count
+    except RecordsUnavailableError:
+        return False
+    finally:
+        records.close()
+
+
+def _courier_lives(redis_url: str) -> bool:
+    records = RecordsClient(redis_url)
+    try:
+        return records.run(transitions.courier_alive())
     except RecordsUnavailableError:
         return False
     finally:

@@ -2,16 +2,36 @@
 
 from . import transitions
 from .client import AsyncRecordsClient, RecordsClient, RecordsError, RecordsUnavailableError
-from .model import JobRecord, JobSpec, Manifest, State, StoredOutput
+from .model import (
+    BATCH_COMPLETED,
+    JOB_EVENTS,
+    BatchMember,
+    BatchRecord,
+    BatchSpec,
+    Content,
+    JobRecord,
+    JobSpec,
+    Manifest,
+    Rendering,
+    State,
+    StoredOutput,
+)
 
 __all__ = [
+    "BATCH_COMPLETED",
+    "JOB_EVENTS",
     "AsyncRecordsClient",
+    "BatchMember",
+    "BatchRecord",
+    "BatchSpec",
+    "Content",
     "JobRecord",
     "JobSpec",
     "Manifest",
     "RecordsClient",
     "RecordsError",
     "RecordsUnavailableError",
+    "Rendering",
     "State",
     "StoredOutput",
     "transitions",

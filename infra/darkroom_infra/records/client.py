@@ -7,9 +7,10 @@ RecordsError
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 import redis
@@ -39,6 +40,9 @@ CONNECT_TIMEOUT: Final = 2.0
 MAX_CONNECTIONS: Final = 32
 POOL_TIMEOUT: Final = 20
 AOF_TIMEOUT_MS: Final = 3000
+PIPELINED: Final = 200
+
+_REFUSED_WHEN_FULL: Final = frozenset({"admit", "accept", "register_batch"})
 
 _UNAVAILABLE = (
     RedisConnectionError,
@@ -66,14 +70,19 @@ def _translated() -> Iterator[None]:
 
 
 def _scripts() -> dict[str, str]:
-    """Read the Lua scripts by name, each behind the common prelude."""
+    """Read the Lua scripts by name, each behind the common prelude.
+
+    Where Redis's memory is full, new jobs are refused, but those on record can still end.
+    """
     folder = resources.files(__package__) / "lua"
     prelude = (folder / "prelude.lua").read_text()
-    return {
-        entry.name.removesuffix(".lua"): prelude + entry.read_text()
-        for entry in folder.iterdir()
-        if entry.name.endswith(".lua") and entry.name != "prelude.lua"
-    }
+    scripts = {}
+    for entry in folder.iterdir():
+        name, _, kind = entry.name.partition(".")
+        if kind == "lua" and name != "prelude":
+            flags = "" if name in _REFUSED_WHEN_FULL else " flags=allow-oom"
+            scripts[name] = f"#!lua{flags}\n{prelude}{entry.read_text()}"
+    return scripts
 
 
 class RecordsClient:
@@ -102,6 +111,43 @@ class RecordsClient:
             answer = self._scripts[call.script](keys=[self._prefix], args=list(call.arguments))
         return call.read(answer)
 
+    def run_all(self, calls: Iterable[Call[T]]) -> list[T]:
+        """Carry many calls of one script out, a few hundred at a time.
+
+        Raises:
+            RecordsUnavailableError: Redis cannot answer now; some may have been carried out.
+        """
+        results: list[T] = []
+        rest = iter(calls)
+        while some := list(islice(rest, PIPELINED)):
+            with _translated(), self._redis.pipeline(transaction=False) as pipeline:
+                for call in some:
+                    self._scripts[call.script](
+                        keys=[self._prefix], args=list(call.arguments), client=pipeline
+                    )
+                answers = pipeline.execute()
+            results += [call.read(answer) for call, answer in zip(some, answers, strict=True)]
+        return results
+
+    def sync(self) -> None:
+        """Return once all that was written is on Redis's disk, where Redis keeps an AOF.
+
+        Raises:
+            RecordsUnavailableError: Redis cannot answer now, or its disk does not keep up.
+        """
+        with _translated():
+            with self._redis.pipeline(transaction=False) as pipeline:
+                # WAITAOF waits for the writes of its own connection: here one after all others.
+                pipeline.set(self._prefix + "synced", 1)
+                pipeline.execute_command("WAITAOF", 1, 0, AOF_TIMEOUT_MS)  # type: ignore[no-untyped-call]
+                written, synced = pipeline.execute(raise_on_error=False)
+            if isinstance(written, Exception):
+                raise written
+        if isinstance(synced, ResponseError):
+            return  # no AOF, or a server without WAITAOF: the ledger alone makes jobs durable
+        if isinstance(synced, Exception) or synced[0] < 1:
+            raise RecordsUnavailableError(f"not on Redis's disk after {AOF_TIMEOUT_MS} ms")
+
     def epoch(self) -> str | None:
         """Name the epoch: absent while records and ledger may disagree."""
         with _translated():
@@ -112,6 +158,17 @@ class RecordsClient:
         """Declare that records and ledger agree."""
         with _translated():
             self._redis.set(self._prefix + "epoch", name)
+
+    def swept(self) -> str | None:
+        """Name the server process since whose start records and ledger were compared, if lately."""
+        with _translated():
+            value = self._redis.get(self._prefix + "swept")
+        return str(value) if value else None
+
+    def note_swept(self, server: str, seconds: float) -> None:
+        """Note that they were compared; the note ends by itself."""
+        with _translated():
+            self._redis.set(self._prefix + "swept", server, px=round(seconds * 1000))
 
     def try_lock(self, name: str, holder: str, seconds: float) -> bool:
         """Take or renew a lock that ends by itself; False if another holds it."""

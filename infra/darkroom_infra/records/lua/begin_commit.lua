@@ -5,7 +5,8 @@ local id, nonce, lease, candidate = unpack(ARGV)
 local job = redis.call('HMGET', job_key(id), 'state', 'nonce')
 if job[1] == 'committing' and job[2] == nonce then return 1 end
 if not holds(id, nonce) then return 0 end
-redis.call('HSET', job_key(id), 'state', 'committing', 'candidate', candidate)
+redis.call('HSET', job_key(id), 'candidate', candidate)
+enter_state(id, 'committing')
 redis.call('ZREM', key('running'), id)
 redis.call('ZADD', key('committing'), now() + lease, id)
 return 1

@@ -1,17 +1,24 @@
 -- A page of an owner's records, newest first, and the id at which the next page goes on.
--- owner, states separated by commas or '', the last id of the page before or '', length, most looked at
-local owner, states, cursor, length, most = unpack(ARGV)
+-- owner, states separated by commas or '', the last id of the page before or '', length, most looked
+-- at, batch or ''
+local owner, states, cursor, length, most, batch = unpack(ARGV)
+local index = key('jobs:') .. owner
+if batch ~= '' then
+  if redis.call('HGET', key('batch:') .. batch, 'owner') ~= owner then return { '', {} } end
+  index = key('members:') .. batch
+end
 local wanted = {}
 for state in string.gmatch(states, '[^,]+') do wanted[state] = true end
 local highest = cursor == '' and '+' or '(' .. cursor
-local ids = redis.call('ZRANGE', key('jobs:') .. owner, highest, '-', 'BYLEX', 'REV',
+local ids = redis.call('ZRANGE', index, highest, '-', 'BYLEX', 'REV',
   'LIMIT', 0, tonumber(most))
 local page = {}
-for index, id in ipairs(ids) do
-  if states == '' or wanted[get(id, 'state')] then
+for place, id in ipairs(ids) do
+  local state = get(id, 'state')
+  if state ~= 'deleted' and (states == '' or wanted[state]) then
     page[#page + 1] = { id, describe(id) }
     if #page == tonumber(length) then
-      return { (index < #ids or #ids == tonumber(most)) and id or '', page }
+      return { (place < #ids or #ids == tonumber(most)) and id or '', page }
     end
   end
 end

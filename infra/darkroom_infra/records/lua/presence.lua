@@ -1,10 +1,17 @@
--- A worker says that it lives, and which VAEs it holds.
--- worker, lease, VAEs by name as JSON
-local worker, lease, vaes = unpack(ARGV)
+-- A worker says that it lives, and which VAEs it holds. The answer names those of which the details
+-- on record are other ones, or none.
+-- worker, lease, and by name, each as JSON: facts of the VAEs, SHA-1 of their details
+local worker, lease, vaes, digests = unpack(ARGV)
 redis.call('ZREMRANGEBYSCORE', key('workers'), '-inf', now())
 redis.call('ZADD', key('workers'), now() + lease, worker)
 redis.call('SET', key('worker:') .. worker, vaes, 'PX', lease)
 for name, facts in pairs(cjson.decode(vaes)) do
   redis.call('HSET', key('facts'), name, cjson.encode(facts))
 end
-return 1
+local unknown = {}
+for name, digest in pairs(cjson.decode(digests)) do
+  if redis.sha1hex(redis.call('HGET', key('details'), name) or '') ~= digest then
+    unknown[#unknown + 1] = name
+  end
+end
+return unknown

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
-from darkroom_infra.records import JobRecord, State, StoredOutput
-from darkroom_infra.store import ObjectStore
-from darkroom_wire.jobs import Job, JobError, Output, Status, Timings
+from darkroom_wire.jobs import (
+    Batch,
+    BatchLinks,
+    BatchStatus,
+    Job,
+    JobError,
+    Output,
+    Status,
+    Timings,
+)
 from darkroom_wire.problems import problem_type
+
+from .records import BatchRecord, JobRecord, State, StoredOutput
+from .store import ObjectStore
 
 LINK_SECONDS: Final = 3600
 
@@ -27,6 +38,7 @@ def present(record: JobRecord, store: ObjectStore) -> Job:
     return Job(
         id=spec.id,
         status=status,
+        task=spec.options.task,
         vae=spec.options.vae,
         format=spec.format,
         priority=spec.options.priority,
@@ -42,8 +54,18 @@ def present(record: JobRecord, store: ObjectStore) -> Job:
         error=_EXPIRED if status is Status.EXPIRED else (shown.error if shown else None),
         timings=manifest.timings if manifest else Timings(),
         provenance=manifest.provenance if manifest else {},
+        batch_id=spec.batch_id,
+        name=spec.name,
         metadata=spec.options.metadata,
+        callback=callback(spec.options.callback_url, spec.events, record.sent),
     )
+
+
+def callback(url: str | None, events: str, sent: Mapping[str, str]) -> dict[str, Any] | None:
+    """Describe a callback: where to, about what, and what became of each event that happened."""
+    if url is None:
+        return None
+    return {"url": url, "events": events.split(","), "deliveries": dict(sent)}
 
 
 def link(output: StoredOutput, record: JobRecord, store: ObjectStore) -> str:
@@ -57,3 +79,35 @@ def link(output: StoredOutput, record: JobRecord, store: ObjectStore) -> str:
 
 def _output(output: StoredOutput, record: JobRecord, store: ObjectStore) -> Output:
     return Output(url=link(output, record, store), **output.model_dump(exclude={"key"}))
+
+
+def present_batch(batch: BatchRecord) -> Batch:
+    """Describe a batch."""
+    spec, path = batch.spec, f"/v1/batches/{batch.spec.id}"
+    return Batch(
+        id=spec.id,
+        status=_batch_status(batch),
+        vae=spec.options.vae,
+        format=spec.format,
+        priority=spec.options.priority,
+        created_at=spec.created_at,
+        finished_at=batch.finished_at,
+        total=batch.total,
+        counts=dict(batch.counts),
+        progress=round(batch.finished / batch.total, 6),
+        metadata=spec.options.metadata,
+        callback=callback(spec.options.callback_url, spec.events, batch.sent),
+        links=BatchLinks(
+            jobs=f"/v1/jobs?batch_id={spec.id}",
+            results=f"{path}/results",
+            results_zip=f"{path}/results.zip",
+            events=f"{path}/events",
+        ),
+    )
+
+
+def _batch_status(batch: BatchRecord) -> BatchStatus:
+    if batch.finished >= batch.total:
+        return BatchStatus.COMPLETED
+    begun = batch.counts[Status.RUNNING] or batch.finished
+    return BatchStatus.RUNNING if begun else BatchStatus.QUEUED

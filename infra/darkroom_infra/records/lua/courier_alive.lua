@@ -1,0 +1,2 @@
+-- Whether a courier lives.
+return redis.call('EXISTS', key('courier:alive'))

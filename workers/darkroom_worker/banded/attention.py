@@ -1,0 +1,48 @@
+"""The attention of the mid block: every pixel looks at every other, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .norm import Moments
+
+QUERY_PRODUCTS = 1 << 32
+"""About how many multiplications a step does: a fraction of a second on one core."""
+
+
+def query_rows(height: int, width: int, channels: int) -> int:
+    """Choose how many rows of a map [height, width] ask at once."""
+    return max(1, min(height, QUERY_PRODUCTS // (2 * channels * height * width * width)))
+
+
+def attend(pixels: Tensor, layer: Attention, step: Callable[[], None]) -> None:
+    """Add to pixels, [B, H, W, C], in place what they see in each other.
+
+    Keys and values exist for all pixels, 2 B H W C numbers; queries only for a few rows at a time.
+    """
+    batch, height, width, channels = pixels.shape
+    moments = Moments()
+    moments.add(pixels)
+    normalize = moments.affine(layer.group_norm)
+
+    def heads(tokens: Tensor) -> Tensor:
+        return tokens.reshape(batch, -1, layer.heads, channels // layer.heads).transpose(1, 2)
+
+    normalized = normalize(pixels)
+    keys, values = heads(_linear(layer.to_k, normalized)), heads(_linear(layer.to_v, normalized))
+    del normalized
+    rows = query_rows(height, width, channels)
+    for start in range(0, height, rows):
+        step()
+        band = pixels[:, start : start + rows]
+        queries = heads(_linear(layer.to_q, normalize(band)))
+        seen = functional.scaled_dot_product_attention(queries, keys, values)
+        band += _linear(layer.to_out[0], seen.transpose(1, 2).reshape(band.shape))
+
+
+def _linear(layer: nn.Linear, tokens: Tensor) -> Tensor:
+    return functional.linear(tokens, layer.weight, layer.bias)

@@ -1,0 +1,118 @@
+"""Convolutions of windows of rows: 3 x 3, and 3 x 3 after doubling rows and columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import winograd
+from .layout import to_channels_first, to_rows
+
+WINOGRAD_CHANNELS = 256
+"""From so many input channels on the fewer products outweigh the passes that Winograd adds."""
+
+WINOGRAD_PIXELS = 16384
+"""From so many pixels on they also outweigh the making of the filters."""
+
+
+class RowConvolution:
+    """A 3 x 3 convolution of stride 1 that pads the columns with zeros, but no rows."""
+
+    def __init__(self, layer: nn.Conv2d, pixels: int) -> None:
+        self._layer = layer
+        self._winograd: winograd.WinogradRows | None = None
+        if _winograd_pays(layer, pixels):
+            self._winograd = winograd.WinogradRows(layer.weight, _bias(layer))
+
+    @property
+    def multiple(self) -> int:
+        """The number of rows in whose multiples it is fastest."""
+        return 1 if self._winograd is None else winograd.ROWS
+
+    def __call__(self, window: Tensor) -> Tensor:
+        """Convolve [B, n + 2, W, C] to [B, n, W, O]."""
+        rows = window.shape[1] - 2
+        if self._winograd is not None and rows % winograd.ROWS == 0:
+            return self._winograd(window)
+        layer = self._layer
+        return to_rows(
+            functional.conv2d(to_channels_first(window), layer.weight, layer.bias, padding=(0, 1))
+        )
+
+
+def _winograd_pays(layer: nn.Conv2d, pixels: int) -> bool:
+    """Decide for float32 on a CPU: elsewhere there are units for matrices, or little precision."""
+    weight = layer.weight
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and layer.in_channels >= WINOGRAD_CHANNELS
+        and pixels >= WINOGRAD_PIXELS
+    )
+
+
+def winograd_bytes(layer: nn.Conv2d, pixels: int) -> int:
+    """Count the bytes of the filters that a convolution of so many pixels makes."""
+    return 2 * layer.weight.nbytes if _winograd_pays(layer, pixels) else 0
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    return layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
+
+
+SEEN = (slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3))
+"""Which of three neighbouring weights see the same pixel of two: in even and in odd outputs."""
+
+
+@dataclass(frozen=True)
+class ParityKernels:
+    """Doubling rows and columns by repetition, then a 3 x 3 convolution, without the doubled map.
+
+    Of the nine pixels that such a convolution sees, several are repetitions of one: an output in
+    an even row sees two rows of the small map, with the weights w0 and w1 + w2, one in an odd row
+    w0 + w1 and w2, and the same holds for columns. So each of the four parities of an output's row
+    and column has its own 2 x 2 convolution of the small map: 16 products instead of 36.
+
+    `upper` and `lower`, [2 O, C, 2, 2], make the even and the odd rows; their first O channels the
+    even, the others the odd columns.
+    """
+
+    upper: Tensor
+    lower: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d, then: nn.Conv2d | None = None) -> ParityKernels:
+        """Make them for a layer, and where there is one for a 1 x 1 convolution after it.
+
+        Sums of weights are taken in float32 and rounded once.
+        """
+        weight, bias = layer.weight, _bias(layer)
+        if then is not None:
+            mixing = then.weight.float()[:, :, 0, 0]
+            weight = torch.einsum("oc,ciyx->oiyx", mixing, weight.float())
+            bias = mixing @ bias.float() + _bias(then).float()
+        channels, inputs = weight.shape[:2]
+        kernels = layer.weight.new_empty(2, 2, channels, inputs, 2, 2)
+        for (row, rows), (column, columns) in product(enumerate(SEEN), repeat=2):
+            for (up, ys), (left, xs) in product(enumerate(rows), enumerate(columns)):
+                total = weight[:, :, ys, xs].sum((2, 3), dtype=torch.float32)
+                kernels[row, column, :, :, up, left] = total
+        upper, lower = kernels.flatten(1, 2)
+        return cls(upper, lower, bias.to(layer.weight.dtype).repeat(2))
+
+    def __call__(self, window: Tensor) -> Tensor:
+        """Turn [B, n + 2, W, C] into [B, 2 n, 2 W, O]: the first and the last row are a margin."""
+        batch, height, width, _ = window.shape
+        rows, channels = height - 2, len(self.bias) // 2
+        doubled = window.new_empty(batch, rows, 2, width, 2, channels)
+        for parity, weight in enumerate((self.upper, self.lower)):
+            margin = to_channels_first(window[:, parity : parity + rows + 1])
+            both = to_rows(functional.conv2d(margin, weight, self.bias, padding=(0, 1)))
+            doubled[:, :, parity, :, 0] = both[:, :, :width, :channels]
+            doubled[:, :, parity, :, 1] = both[:, :, 1:, channels:]
+        return doubled.view(batch, 2 * rows, 2 * width, channels)

@@ -1,0 +1,170 @@
+"""Decode latents band by band: the same picture as `vae.decode` gives, to float rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .attention import attend
+from .convolution import RowConvolution
+from .layout import to_channels_first, to_rows
+from .maps import PackedMap, PlainMap
+from .memory import BlockPlan, Grid, LevelPlan, Mode, Plan, plan, steps, working_bytes
+from .norm import Moments
+from .resnet import Source, Stored, Upsampled, resnet
+from .streams import convolve
+from .structure import Level, structure
+
+
+def _nothing() -> None:
+    """Take a step without telling anybody."""
+
+
+class BandedDecoder:
+    """Decodes as a VAE does whose decoder `supports` knows.
+
+    It reads the VAE's weights where they are, in their dtype and on their device, and holds no
+    memory of its own between decodes.
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        """Take a VAE.
+
+        Raises:
+            ValueError: its decoder is not known block by block.
+        """
+        self._structure = structure(vae)
+        weight = self._structure.conv_in.weight
+        self._dtype, self._device = weight.dtype, weight.device
+
+    @torch.inference_mode()
+    def decode(
+        self, z: Tensor, mode: Mode = Mode.BALANCED, on_step: Callable[[], None] = _nothing
+    ) -> Tensor:
+        """Decode latents as `vae.decode` takes them.
+
+        On a CPU pictures are decoded one after the other, for one fills it; elsewhere together.
+
+        Args:
+            z: [B, C, h, w], in the dtype and on the device of the weights.
+            mode: what to give memory for.
+            on_step: called `steps` times, before each band. What it raises ends the decode.
+
+        Returns:
+            Pictures [B, 3, f h, f w], where f is 8 for four levels.
+        """
+        layers, (batch, _, height, width) = self._structure, z.shape
+        size = (layers.conv_out.out_channels, height * layers.factor, width * layers.factor)
+        pictures = z.new_empty(batch, *size)
+        at_once = self._at_once(batch)
+        for part, out in zip(torch.split(z, at_once), torch.split(pictures, at_once), strict=True):
+            self._decode(part, mode, on_step, out)
+        return pictures
+
+    def steps(self, shape: tuple[int, ...], mode: Mode) -> int:
+        """Count how many times `on_step` will be called for latents of a shape [B, C, h, w]."""
+        groups = self._groups(shape)
+        return sum(steps(self._structure, plan(self._structure, grid, mode)) for grid in groups)
+
+    def predicted_bytes(self, shape: tuple[int, ...], mode: Mode) -> int:
+        """Predict the peak of memory beyond the weights for latents [B, C, h, w].
+
+        The pictures are counted in, the latents are not.
+        """
+        layers, largest = self._structure, self._groups(shape)[0]
+        pictures = replace(largest, batch=shape[0]).larger(len(layers.levels) - 1)
+        kept = working_bytes(layers, plan(layers, largest, mode), largest)
+        return pictures.bytes(layers.conv_out.out_channels) + kept
+
+    def choose(self, shape: tuple[int, ...], budget: int) -> Mode | None:
+        """Choose the fastest mode that is predicted to take at most so many bytes, or none."""
+        within = (mode for mode in Mode if self.predicted_bytes(shape, mode) <= budget)
+        return next(within, None)
+
+    def _at_once(self, batch: int) -> int:
+        return 1 if self._device.type == "cpu" else batch
+
+    def _groups(self, shape: tuple[int, ...]) -> list[Grid]:
+        """List what is decoded together of latents of a shape."""
+        batch, _, height, width = shape
+        size = self._at_once(batch)
+        return [
+            Grid(min(size, batch - first), height, width, self._dtype, self._device.type)
+            for first in range(0, batch, size)
+        ]
+
+    def _decode(self, z: Tensor, mode: Mode, on_step: Callable[[], None], out: Tensor) -> None:
+        layers = self._structure
+        (grid,) = self._groups(tuple(z.shape))
+        run = _Run(plan(layers, grid, mode), on_step)
+        if layers.post_quant is not None:
+            z = functional.conv2d(z, layers.post_quant.weight, layers.post_quant.bias)
+        weight = layers.conv_in.weight
+        x = run.begin(to_rows(functional.conv2d(z, weight, layers.conv_in.bias, padding=1)))
+        x = run.middle(x, layers.middle)
+        for level, planned in zip(layers.levels, run.plan.levels, strict=True):
+            x = run.level(x, level, planned)
+        run.finish(x, layers.norm_out, layers.conv_out, out)
+
+
+class _Run:
+    """One decode under way."""
+
+    def __init__(self, planned: Plan, on_step: Callable[[], None]) -> None:
+        self.plan = planned
+        self._step = on_step
+
+    def begin(self, rows: Tensor) -> Stored:
+        """Store the first map."""
+        x = PlainMap(self.plan.first, self._step)
+        moments = Moments()
+        x.write(0, rows)
+        moments.add(rows)
+        return Stored(x, moments)
+
+    def middle(self, x: Stored, layers: tuple[nn.Module, ...]) -> Stored:
+        """Apply the mid block."""
+        blocks = iter(self.plan.middle)
+        for layer in layers:
+            if isinstance(layer, Attention):
+                pixels = torch.cat(list(x.map.read()), 1)
+                attend(pixels, layer, self._step)
+                x.map.write(0, pixels)
+                moments = Moments()
+                moments.add(pixels)
+                x = Stored(x.map, moments)
+            else:
+                x = self._block(x, layer, next(blocks))
+        return x
+
+    def level(self, x: Stored, level: Level, planned: LevelPlan) -> Stored:
+        """Apply the blocks of a level, after the upsampling that leads there."""
+        source: Source = x
+        if level.upsampler is not None:
+            source = Upsampled(x.map, level.upsampler)
+            if planned.stored is not None:
+                source = source.store(PlainMap(planned.stored, self._step))
+        first, *others = zip(level.blocks, planned.blocks, strict=True)
+        made = self._block(source, *first)
+        for block, block_plan in others:
+            made = self._block(made, block, block_plan)
+        return made
+
+    def finish(self, x: Stored, norm: nn.GroupNorm, layer: nn.Conv2d, out: Tensor) -> None:
+        """Write the pictures, [B, 3, H, W], and let go of the last map."""
+        convolution = RowConvolution(layer, x.map.shape.pixels)
+        row = 0
+        for band in convolve(x.rows(), convolution, x.moments.affine(norm)):
+            out[:, :, row : row + band.shape[1]] = to_channels_first(band)
+            row += band.shape[1]
+            x.release(row)
+
+    def _block(self, x: Source, block: ResnetBlock2D, planned: BlockPlan) -> Stored:
+        kind = PackedMap if planned.packed else PlainMap
+        return resnet(x, block, kind(planned.shape, self._step), planned.keep)

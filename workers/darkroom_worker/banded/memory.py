@@ -1,0 +1,279 @@
+"""How much of each map is kept: what a mode means, and how much memory it takes.
+
+A map's bytes are B H W C times the size of a number. What is kept beyond the least that a level
+needs saves computing it again. The last level has by far the largest maps: a mode says how much it
+may keep, and the others may use as much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from .attention import query_rows
+from .convolution import winograd_bytes
+from .maps import MapShape
+from .structure import Level, Structure
+
+WORKING_BYTES = {"cpu": 2 << 20, "cuda": 128 << 20}
+"""How large bands are: they stay in a core's cache, or fill a GPU."""
+
+WORKING_PIXELS = 4096
+"""At least so many pixels have a band, so that the weights are not read too often."""
+
+
+class Mode(StrEnum):
+    """What to give memory for, the fastest first.
+
+    For a decoder as Stable Diffusion's, in float32:
+
+    `fast` keeps every map: 1,536 bytes for each pixel of the picture. `balanced` never has the
+    upsampled input of the last level and half of what its blocks have inside: 768. `small` keeps
+    nothing inside of the last level's blocks, and in float32 its one map in 24 bits: 384.
+    """
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    SMALL = "small"
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """A block's output, and how many of the first rows of what it has inside are kept.
+
+    `map_bytes` is what it has of maps at most, its input among them.
+    """
+
+    shape: MapShape
+    keep: int
+    packed: bool
+    map_bytes: int
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """How a level is computed. `stored` is the shape of its upsampled input where it is kept."""
+
+    stored: MapShape | None
+    blocks: tuple[BlockPlan, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a decode goes: the first map's shape, the mid block and the levels."""
+
+    first: MapShape
+    middle: tuple[BlockPlan, ...]
+    levels: tuple[LevelPlan, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Maps at one size [batch, height, width], in one dtype and on one kind of device."""
+
+    batch: int
+    height: int
+    width: int
+    dtype: torch.dtype
+    device: str
+
+    @property
+    def pixels(self) -> int:
+        """The number of pixels of one map."""
+        return self.height * self.width
+
+    def larger(self, level: int) -> Grid:
+        """Double height and width so many times."""
+        return replace(self, height=self.height << level, width=self.width << level)
+
+    def map(self, channels: int) -> MapShape:
+        """Choose the bands of a map of so many channels."""
+        working = WORKING_BYTES.get(self.device, WORKING_BYTES["cuda"])
+        row = self.bytes(channels) // self.height
+        band = max(1, working // row, WORKING_PIXELS // self.width)
+        return MapShape(self.batch, self.height, self.width, channels, min(self.height, band))
+
+    def bytes(self, channels: int) -> int:
+        """Count the bytes of a map of so many channels."""
+        return self.batch * self.pixels * channels * self.dtype.itemsize
+
+    def packed_bytes(self, channels: int) -> int:
+        """Count the bytes of a map in 24 bits, with a unit for each row of a channel."""
+        return self.batch * channels * self.height * (3 * self.width + 4)
+
+
+def plan(decoder: Structure, latents: Grid, mode: Mode) -> Plan:
+    """Plan a decode of latents of a size."""
+    grids = [latents.larger(level) for level in range(len(decoder.levels))]
+    packed = mode is Mode.SMALL and latents.dtype == torch.float32
+    room = _room(decoder, grids, mode)
+    middle = tuple(
+        _plan_block(latents, _channels(block)[1], latents.bytes(_channels(block)[0]), room)
+        for block in decoder.middle
+        if not isinstance(block, Attention)
+    )
+    levels = []
+    for index, level in enumerate(decoder.levels):
+        last = index == len(decoder.levels) - 1
+        levels.append(_plan_level(grids[index], level, room, packed=packed and last))
+    first = latents.map(decoder.conv_in.out_channels)
+    return Plan(first, middle, tuple(levels))
+
+
+def _plan_level(grid: Grid, level: Level, room: int, *, packed: bool) -> LevelPlan:
+    channels, made = _channels(level.blocks[0])
+    stored = None
+    resident = grid.bytes(channels)
+    if level.upsampler is not None:
+        if resident + grid.bytes(made) <= room and not packed:
+            stored = grid.map(channels)
+        else:
+            resident = grid.bytes(level.upsampler.in_channels) // 4
+    blocks = []
+    for block in level.blocks:
+        made = _channels(block)[1]
+        blocks.append(_plan_block(grid, made, resident, room, packed=packed))
+        resident = grid.packed_bytes(made) if packed else grid.bytes(made)
+    return LevelPlan(stored, tuple(blocks))
+
+
+def _plan_block(
+    grid: Grid, channels: int, resident: int, room: int, *, packed: bool = False
+) -> BlockPlan:
+    """Keep as many rows as there is room for beside what is resident already."""
+    whole = grid.packed_bytes(channels) if packed else grid.bytes(channels)
+    keep = min(grid.height, max(0, room - resident) * grid.height // whole)
+    keep = keep if keep > 1 else 0
+    most = max(resident + keep * whole // grid.height, whole)
+    return BlockPlan(grid.map(channels), keep, packed, most)
+
+
+def _room(decoder: Structure, grids: list[Grid], mode: Mode) -> int:
+    """Count the bytes of maps that a mode allows: at least what every level needs."""
+    if mode is Mode.FAST:
+        return max(map(_all, grids, decoder.levels))
+    *_, last = grids
+    level = decoder.levels[-1]
+    made = [_channels(block)[1] for block in level.blocks]
+    before = 0 if level.upsampler is None else last.bytes(level.upsampler.in_channels) // 4
+    if mode is Mode.BALANCED:
+        return max(*map(_least, grids, decoder.levels), before + last.bytes(made[0]))
+    if last.dtype == torch.float32:
+        return max(*map(_least, grids[:-1], decoder.levels), before, last.packed_bytes(max(made)))
+    return max(map(_least, grids, decoder.levels))
+
+
+def _all(grid: Grid, level: Level) -> int:
+    """Count what a level has if everything is kept: a block's input and what is inside of it."""
+    return max(grid.bytes(sum(_channels(block))) for block in level.blocks)
+
+
+def _least(grid: Grid, level: Level) -> int:
+    """Count what a level has at least: its output, and an input that cannot be computed anew."""
+    sizes = [grid.bytes(_channels(block)[1]) for block in level.blocks]
+    if level.upsampler is None:
+        channels, made = _channels(level.blocks[0])
+        sizes.append(grid.bytes(channels if channels == made else channels + made))
+    else:
+        sizes.append(grid.bytes(level.upsampler.in_channels) // 4)
+    return max(sizes)
+
+
+def _channels(block: ResnetBlock2D) -> tuple[int, int]:
+    return block.conv1.in_channels, block.conv2.out_channels
+
+
+def steps(decoder: Structure, planned: Plan) -> int:
+    """Count the bands that a decode reads, and the bands of queries of its attentions."""
+    first = planned.first
+    blocks = iter(planned.middle)
+    count = 0
+    for layer in decoder.middle:
+        if isinstance(layer, Attention):
+            rows = query_rows(first.height, first.width, layer.query_dim)
+            count += first.reads() - (-first.height // rows)
+        else:
+            count += _block_steps(first, layer, next(blocks), doubled=False)
+    before = first
+    for level, level_plan in zip(decoder.levels, planned.levels, strict=True):
+        doubled = level.upsampler is not None and level_plan.stored is None
+        if level.upsampler is not None:
+            count += before.reads()  # for the moments of the upsampled map, or to store it
+        x = level_plan.stored or before
+        for block, block_plan in zip(level.blocks, level_plan.blocks, strict=True):
+            count += _block_steps(x, block, block_plan, doubled=doubled)
+            x, doubled = block_plan.shape, False
+        before = x
+    return count + before.reads()
+
+
+def _block_steps(x: MapShape, block: ResnetBlock2D, planned: BlockPlan, *, doubled: bool) -> int:
+    """Count the bands that a block reads: x, what is kept of h, x for the rest, the shortcut."""
+    count = x.reads() + planned.shape.reads(0, planned.keep)
+    if planned.keep < planned.shape.height:
+        start = max(0, planned.keep - 1)
+        count += x.reads(max(0, start // 2 - 1) if doubled else start)
+    if doubled or block.conv_shortcut is not None:
+        count += x.reads()
+    return count
+
+
+def working_bytes(decoder: Structure, planned: Plan, latents: Grid) -> int:
+    """Predict the peak of memory: the maps that are kept, and what is needed to compute them."""
+    peak = 0
+    blocks = iter(planned.middle)
+    for layer in decoder.middle:
+        if isinstance(layer, Attention):
+            # The map and a copy, what is normalised, keys and values, and the queries of a step.
+            peak = max(peak, 6 * latents.bytes(layer.query_dim))
+        else:
+            peak = max(peak, _block_bytes(latents, layer, next(blocks), None))
+    for index, (level, level_plan) in enumerate(zip(decoder.levels, planned.levels, strict=True)):
+        grid = latents.larger(index)
+        layer = level.upsampler if level_plan.stored is None else None
+        for block, block_plan in zip(level.blocks, level_plan.blocks, strict=True):
+            peak = max(peak, _block_bytes(grid, block, block_plan, layer))
+            layer = None
+    return peak
+
+
+def _block_bytes(
+    grid: Grid, block: ResnetBlock2D, planned: BlockPlan, upsampler: nn.Conv2d | None
+) -> int:
+    """Count a block's maps, the bands on their way through it and what is made of its weights."""
+    anew = planned.keep < grid.height
+    first, second = (winograd_bytes(layer, grid.pixels) for layer in (block.conv1, block.conv2))
+    weights: int = first + second if anew else max(first, second)
+    weights += max(block.conv1.weight.nbytes, block.conv2.weight.nbytes)  # as oneDNN orders them
+    if upsampler is not None:
+        weights += 2 * upsampler.weight.nbytes
+        if block.conv_shortcut is not None:
+            weights += upsampler.weight.nbytes
+    return planned.map_bytes + weights + _band_bytes(grid, block, planned, doubled=bool(upsampler))
+
+
+def _band_bytes(grid: Grid, block: ResnetBlock2D, planned: BlockPlan, *, doubled: bool) -> int:
+    """Count the bands that exist at once in the larger of a block's two passes.
+
+    A convolution has its window and its output, the moments have a difference, an upsampling has
+    a quarter for its window and half for two columns' parities beside its output.
+    """
+    channels, made = _channels(block)
+    rows = grid.map(channels).band
+    if doubled:
+        small = replace(grid, height=grid.height // 2, width=grid.width // 2)
+        rows = 2 * max(1, small.map(channels).band // 4)
+    wide, narrow = (rows * grid.bytes(count) // grid.height for count in (channels, made))
+    first = wide + narrow + (7 * wide // 4 if doubled else 0)
+    kept = planned.shape.band * grid.bytes(made) // grid.height if planned.keep else narrow
+    second = (6 if planned.packed else 3) * kept
+    if planned.keep < grid.height:
+        second += first
+    if block.conv_shortcut is not None or doubled:
+        second += 3 * narrow // 2 + wide // 4
+    return max(first + narrow, second)

@@ -1,0 +1,182 @@
+"""A ResNet block over a map that streams: shortcut(x) + conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))).
+
+Two things are global: the moments of x and of h = conv1(…). So x streams twice, once for the
+moments of h and once for the result. Of h as many of the first rows are kept as memory allows, the
+others are computed again in the second pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from itertools import chain
+
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .convolution import ParityKernels, RowConvolution
+from .layout import to_channels_first, to_rows
+from .maps import AnyMap
+from .norm import Moments
+from .streams import Rows, Taker, convolve, measure, skip, split, upsample
+
+
+class Source(ABC):
+    """Where the rows of a block's input x come from, as often as they are needed."""
+
+    @property
+    @abstractmethod
+    def moments(self) -> Moments:
+        """The moments of x."""
+
+    @abstractmethod
+    def rows(self, start: int = 0) -> Rows:
+        """Stream x, [B, r, W, C], from the row `start` on."""
+
+    @abstractmethod
+    def shortcut(self, layer: nn.Conv2d | None) -> Rows:
+        """Stream the rows of the shortcut: x, or its 1 x 1 convolution."""
+
+    @abstractmethod
+    def release(self, before: int) -> None:
+        """Say that the rows above `before` are not needed any more."""
+
+
+class Stored(Source):
+    """A map that is there."""
+
+    def __init__(self, stored: AnyMap, moments: Moments) -> None:
+        self.map = stored
+        self._moments = moments
+
+    @property
+    def moments(self) -> Moments:
+        """The moments of x."""
+        return self._moments
+
+    def rows(self, start: int = 0) -> Rows:
+        """Stream x from the row `start` on."""
+        return self.map.read(start)
+
+    def shortcut(self, layer: nn.Conv2d | None) -> Rows:
+        """Stream x, or its 1 x 1 convolution."""
+        for band in self.rows():
+            yield band if layer is None else _mix(band, layer)
+
+    def release(self, before: int) -> None:
+        """Free the bands above a row."""
+        self.map.release(before)
+
+
+class Upsampled(Source):
+    """A map that never is there: the small map before it is upsampled whenever rows are needed.
+
+    `layer` is the 3 x 3 convolution after the doubling of rows and columns.
+    """
+
+    def __init__(self, small: AnyMap, layer: nn.Conv2d) -> None:
+        self._small = small
+        self._layer = layer
+        self._kernels = ParityKernels.of(layer)
+
+    @cached_property
+    def moments(self) -> Moments:
+        """The moments of x."""
+        moments = Moments()
+        for band in self.rows():
+            moments.add(band)
+        return moments
+
+    def store(self, into: AnyMap) -> Stored:
+        """Keep x after all, in an empty map, and let go of the small one."""
+        moments, row = Moments(), 0
+        for band in measure(self.rows(), moments):
+            into.write(row, band)
+            row += band.shape[1]
+            self.release(row)
+        return Stored(into, moments)
+
+    def rows(self, start: int = 0) -> Rows:
+        """Compute x from the row `start` on."""
+        return self._upsample(self._kernels, start)
+
+    def shortcut(self, layer: nn.Conv2d | None) -> Rows:
+        """Compute x, or its 1 x 1 convolution: with the upsampling it is one convolution."""
+        kernels = self._kernels if layer is None else ParityKernels.of(self._layer, layer)
+        return self._upsample(kernels, 0)
+
+    def release(self, before: int) -> None:
+        """Free the small map's bands that no row from `before` on is computed from."""
+        height = self._small.shape.height
+        self._small.release(height if before >= 2 * height else max(0, before // 2 - 1))
+
+    def _upsample(self, kernels: ParityKernels, start: int) -> Rows:
+        first = start // 2
+        # A quarter of a band becomes as large as a whole one.
+        small = split(self._small.read(max(0, first - 1)), max(1, self._small.shape.band // 4))
+        return skip(upsample(small, kernels, top=first == 0), start % 2)
+
+
+def resnet(x: Source, block: ResnetBlock2D, kept: AnyMap, keep: int) -> Stored:
+    """Apply a block.
+
+    Args:
+        x: its input. Is used up: a stored one is overwritten or freed.
+        block: with its weights.
+        kept: an empty map of the block's output: room for h, and then for the result.
+        keep: how many of the first rows of h to keep.
+
+    Returns:
+        The result. It lies in x where x is stored and the shortcut is x itself, else in `kept`.
+    """
+    height, pixels = kept.shape.height, kept.shape.pixels
+    first = RowConvolution(block.conv1, pixels)
+    normalize = x.moments.affine(block.norm1)
+    moments = Moments()
+    row = 0
+    for h in measure(convolve(x.rows(), first, normalize), moments):
+        if row < keep:
+            kept.write(row, h[:, : keep - row])
+        row += h.shape[1]
+
+    h_rows = kept.read(0, keep)
+    if keep < height:
+        rest = convolve(x.rows(max(0, keep - 1)), first, normalize, top=keep == 0)
+        h_rows = chain(h_rows, rest)
+    del first  # with its filters, where they are not needed again
+    second = RowConvolution(block.conv2, pixels)
+    residual = convolve(h_rows, second, moments.affine(block.norm2))
+    if isinstance(x, Stored) and block.conv_shortcut is None:
+        return _add_in_place(x.map, residual)
+    return _add_shortcut(x, block.conv_shortcut, residual, kept)
+
+
+def _add_in_place(x: AnyMap, residual: Rows) -> Stored:
+    """Add to x. The stream that reads it is always at least a row ahead of what is written."""
+    moments, row = Moments(), 0
+    for band in residual:
+        x.add(row, band)
+        moments.add(band)
+        row += band.shape[1]
+    return Stored(x, moments)
+
+
+def _add_shortcut(x: Source, layer: nn.Conv2d | None, residual: Rows, out: AnyMap) -> Stored:
+    """Write shortcut(x) + residual over h, whose rows have been read, and let go of x's."""
+    moments, row = Moments(), 0
+    shortcut = Taker(x.shortcut(layer))
+    for band in residual:
+        done = 0
+        for piece in shortcut.take(band.shape[1]):
+            band[:, done : done + piece.shape[1]].add_(piece)
+            done += piece.shape[1]
+        out.write(row, band)
+        moments.add(band)
+        row += done
+        x.release(row)
+    return Stored(out, moments)
+
+
+def _mix(rows: Tensor, layer: nn.Conv2d) -> Tensor:
+    return to_rows(functional.conv2d(to_channels_first(rows), layer.weight, layer.bias))
