@@ -114,18 +114,18 @@ class Load:
             self._ordered = 0
 
     def wait_accepted(self, more: int = 1) -> None:
-        """Wait until so many more jobs were accepted."""
+        """Wait until so many more jobs were accepted, or all that were ordered."""
         goal = self.accepted + more
-        self._await(lambda: goal - self.accepted)
+        self._await(lambda: min(goal - self.accepted, self._ordered + self._busy))
 
     def wait_finished(self, more: int = 1) -> None:
-        """Wait until so many more jobs were seen finished."""
+        """Wait until so many more jobs were seen finished, or all that were ordered."""
         goal = self.finished + more
-        self._await(lambda: goal - self.finished)
+        self._await(lambda: min(goal - self.finished, self._unfinished()))
 
     def settle(self) -> None:
         """Wait until all that was ordered is finished, then look at every job once more."""
-        self._await(lambda: self._ordered + self._busy + len(self.journal.pending))
+        self._await(self._unfinished)
         with Caller(self.site.urls()) as caller:
             self._look_at_all(caller)
 
@@ -144,6 +144,9 @@ class Load:
             cursor = page["next"]
             if cursor is None:
                 return
+
+    def _unfinished(self) -> int:
+        return self._ordered + self._busy + len(self.journal.pending)
 
     def _await(self, left: Callable[[], int]) -> None:
         """Wait until nothing is left; give up only where nothing has moved for long."""

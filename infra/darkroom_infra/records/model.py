@@ -191,7 +191,7 @@ class JobRecord:
     whole: bool = True
 
     @classmethod
-    def parse(cls, fields: Mapping[str, str]) -> JobRecord:
+    def parse(cls, fields: Mapping[str, Any]) -> JobRecord:
         """Read the fields that the script `describe` gives."""
         started = fields.get("started_at")
         position = fields.get("position")
@@ -205,7 +205,7 @@ class JobRecord:
             position=int(position) if position is not None else None,
             manifest=Manifest.model_validate_json(manifest) if manifest else None,
             sent=_parse_sent(fields.get("sent")),
-            whole=fields.get("whole") != "0",
+            whole=fields["whole"] == 1,
         )
 
 
