@@ -1,12 +1,4 @@
-"""The object store: any S3-compatible service, behind a few verbs.
-
-Foreign errors become built-in ones here: `FileNotFoundError` for an object that is not there,
-`FileExistsError` for one that is, and for everything that a later try may mend:
-
-    StoreError
-    ├── StoreUnavailableError   S3 is away, slow, or answers 5xx
-    └── StoreRefusedError       S3 refuses: credentials, bucket, rights
-"""
+"""One bucket: small objects by obstore, everything else by boto3."""
 
 from __future__ import annotations
 
@@ -20,32 +12,20 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
+from .config import CONNECT_TIMEOUT, READ_TIMEOUT, TRIES, StoreConfig
+from .errors import StoreRefusedError, StoreUnavailableError
+from .small import LARGEST_BYTES, SmallObjects
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from .settings import Settings
-
 MAX_CONNECTIONS: Final = 64
-CONNECT_TIMEOUT: Final = 3
-READ_TIMEOUT: Final = 20
 COPY_TIMEOUT: Final = 300
 """A store may be silent while it copies gigabytes."""
 
 DELETE_AT_ONCE: Final = 1000
 
 _MISSING: Final = {"404", "NoSuchKey", "NotFound"}
-
-
-class StoreError(Exception):
-    """The object store cannot do what was asked."""
-
-
-class StoreUnavailableError(StoreError):
-    """S3 is away, slow, or answers 5xx. Nothing is known of the call that failed."""
-
-
-class StoreRefusedError(StoreError):
-    """S3 refuses the call: credentials, bucket or rights are wrong."""
 
 
 @contextlib.contextmanager
@@ -69,31 +49,6 @@ def _translated(key: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class StoreConfig:
-    """Where the store is and how it is entered; without keys, boto3's own credential chain."""
-
-    bucket: str
-    region: str
-    endpoint_url: str | None = None
-    public_endpoint_url: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: str | None = None
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> StoreConfig:
-        """Pick the store's settings."""
-        secret = settings.s3_secret_access_key
-        return cls(
-            bucket=settings.s3_bucket,
-            region=settings.s3_region,
-            endpoint_url=settings.s3_endpoint_url,
-            public_endpoint_url=settings.s3_public_endpoint_url,
-            access_key_id=settings.s3_access_key_id,
-            secret_access_key=secret.get_secret_value() if secret else None,
-        )
-
-
-@dataclass(frozen=True)
 class StoredObject:
     """An object as it was when it was looked at; another one under its key has another etag."""
 
@@ -108,6 +63,7 @@ class ObjectStore:
     def __init__(self, config: StoreConfig) -> None:
         self.bucket = config.bucket
         self._region = config.region
+        self._small = SmallObjects.connect(config)
         self._s3 = _client(config, config.endpoint_url)
         self._public = (
             _client(config, config.public_endpoint_url) if config.public_endpoint_url else self._s3
@@ -139,7 +95,11 @@ class ObjectStore:
         content_type: str = "application/octet-stream",
     ) -> None:
         """Write an object, over one that may be there. A file is written from its start."""
-        if not isinstance(body, bytes):
+        if isinstance(body, bytes):
+            if self._small is not None and len(body) <= LARGEST_BYTES:
+                self._small.put(key, body, content_type)
+                return
+        else:
             body.seek(0)
         with _translated(key):
             self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
@@ -150,6 +110,9 @@ class ObjectStore:
         Raises:
             FileExistsError: there is one already.
         """
+        if self._small is not None:
+            self._small.put(key, body, content_type, if_absent=True)
+            return
         with _translated(key):
             self._s3.put_object(
                 Bucket=self.bucket, Key=key, Body=body, ContentType=content_type, IfNoneMatch="*"
@@ -161,6 +124,8 @@ class ObjectStore:
         Raises:
             FileNotFoundError: there is none.
         """
+        if self._small is not None:
+            return self._small.get(key, begin, end)
         span: Any = {"Range": f"bytes={begin}-{end - 1}"} if end is not None else {}
         with _translated(key):
             return self._s3.get_object(Bucket=self.bucket, Key=key, **span)["Body"].read()
@@ -294,6 +259,6 @@ def _client(
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=read_timeout,
             max_pool_connections=MAX_CONNECTIONS,
-            retries={"mode": "standard", "total_max_attempts": 3},
+            retries={"mode": "standard", "total_max_attempts": TRIES},
         ),
     )
