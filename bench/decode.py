@@ -132,9 +132,7 @@ def child(*arguments: str) -> Any:
     # Threads that spin while they wait take the cores from each other wherever there are more
     # threads than cores: then nothing is measured but that.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    run = subprocess.run(  # noqa: S603 - this program
-        command, check=True, stdout=subprocess.PIPE, text=True, env=environment
-    )
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(run.stdout.splitlines()[-1])
 
 
@@ -157,7 +155,7 @@ def show(size: int, figures: dict[str, dict[str, Any]]) -> None:
             line += f" | predicted {row['predicted'] / row['bytes']:.2f} x"
         if "difference" in row:
             line += f" | worst {row['difference']:.1e} of std {row['std']:.2f}"
-        print(line, flush=True)  # noqa: T201
+        print(line, flush=True)
 
 
 def main() -> None:
@@ -175,10 +173,10 @@ def main() -> None:
     dtype = getattr(torch, given.dtype)
     torch.set_num_threads(given.threads)
     if given.only == "memory":
-        print(json.dumps(measure_memory(given.ways[0], given.sizes[0], dtype)))  # noqa: T201
+        print(json.dumps(measure_memory(given.ways[0], given.sizes[0], dtype)))
         return
     if given.only == "time":
-        print(json.dumps(measure_times(given.ways, given.sizes[0], dtype, given.repeats)))  # noqa: T201
+        print(json.dumps(measure_times(given.ways, given.sizes[0], dtype, given.repeats)))
         return
     common = ["--dtype", given.dtype, "--threads", str(given.threads)]
     result: dict[int, dict[str, dict[str, Any]]] = {}
