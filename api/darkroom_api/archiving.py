@@ -30,7 +30,7 @@ from darkroom_wire.jobs import Status
 
 from .file_names import FileNames
 
-PIECE_BYTES: Final = 4 * 1024 * 1024
+PIECE_BYTES: Final = 1024 * 1024
 PIECES_AHEAD: Final = 4
 PAGE: Final = 100
 FAILURES: Final = "failures"
