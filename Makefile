@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.set-up
 
-.PHONY: setup demo up test check faults fidelity format clean
+.PHONY: setup demo up test check faults fidelity bench format clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing/client_api.py
+	$(BIN)/mypy bench
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint infra/docker/api.Dockerfile infra/docker/worker.Dockerfile
@@ -40,6 +41,10 @@ fidelity: setup
 # docs/reliability.md.
 faults: setup
 	$(BIN)/python -m tests.faults.run --write-docs
+
+# The benchmarks, for about an hour; writes bench/results and the figures in docs/performance.md.
+bench: setup
+	$(BIN)/python -m bench --write-docs
 
 format: setup
 	$(BIN)/ruff format .

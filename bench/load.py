@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import uvloop
+from redis import Redis
 
 from .clients import Measured, get, latents, measure, session, submit
 from .installation import Site, installed
@@ -25,6 +26,7 @@ BODY = latents(1, 4, 64, 64)
 """64 KiB: a picture of 512 x 512."""
 
 CLIENTS = 16
+CHUNKS = 10
 PARTS = ("API", "Valkey", "SeaweedFS", "this client")
 CONDITIONS = {
     "idle": (False, False),
@@ -51,7 +53,7 @@ async def _run(backlog: int, waiting: int, slices: int) -> dict[str, Any]:
         for name in ("backlog", "waiting", "both"):
             sites[name].start_api()
         filled = {
-            name: await _fill(sites[name], backlog)
+            name: await _fill(sites[name], backlog // CHUNKS)
             for name, (is_long, _) in CONDITIONS.items()
             if is_long
         }
@@ -61,7 +63,7 @@ async def _run(backlog: int, waiting: int, slices: int) -> dict[str, Any]:
         "backlog": backlog,
         "waiting": waiting,
         "rates": rates,
-        "filled_per_second": {name: round(rate, 1) for name, rate in filled.items()},
+        "filling": filled["backlog"],
         "milliseconds": {
             work: {name: Spread.of(values).json() for name, values in by_site.items()}
             for work, by_site in latencies.items()
@@ -96,11 +98,24 @@ async def _rates(site: Site, slices: int) -> dict[str, Any]:
     return result
 
 
-async def _fill(site: Site, count: int) -> float:
-    """Submit a backlog, and give the submissions a second."""
+async def _fill(site: Site, chunk: int) -> list[dict[str, float]]:
+    """Submit a backlog; tell at each part of it the rate, and what a queued job costs Redis."""
+    redis = Redis.from_url(site.environment["DARKROOM_REDIS_URL"])
+    empty = redis.info("memory")["used_memory"]
+    grown = []
     async with session(site.url, CLIENTS) as http:
-        filled = await measure(lambda _: submit(http, BODY, vae="demo"), count, CLIENTS)
-    return filled.rate
+        for part in range(1, CHUNKS + 1):
+            filled = await measure(lambda _: submit(http, BODY, vae="demo"), chunk, CLIENTS)
+            bytes_ = (redis.info("memory")["used_memory"] - empty) / (part * chunk)
+            grown.append(
+                {
+                    "queued": part * chunk,
+                    "submissions_per_second": round(filled.rate, 1),
+                    "redis_bytes_per_job": round(bytes_),
+                }
+            )
+    redis.close()
+    return grown
 
 
 @contextmanager
@@ -169,4 +184,12 @@ def table(result: Mapping[str, Any]) -> str:
                 for name in ("backlog", "waiting", "both")
             )
             lines.append(f"| {work}, {which} | {idle:.1f} | {cells} |")
+    filling = result["filling"]
+    first, last = filling[0], filling[-1]
+    lines += [
+        "",
+        f"The backlog grew by {first['submissions_per_second']:.0f} jobs a second at first and by "
+        f"{last['submissions_per_second']:.0f} at last; each of {last['queued']:,} queued jobs "
+        f"takes {last['redis_bytes_per_job']:,} bytes of Redis.",
+    ]
     return "\n".join(lines)

@@ -1,8 +1,7 @@
-"""Medians, percentiles and ratios of what was measured."""
+"""Medians and percentiles of what was measured."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,8 +37,3 @@ class Spread:
 def percentile(ordered: Sequence[float], part: float) -> float:
     """Find the value below which a part of ordered values lies."""
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
-
-
-def median_ratio(values: Sequence[float], others: Sequence[float]) -> float:
-    """Give the ratio of two medians."""
-    return statistics.median(values) / statistics.median(others)

@@ -1,4 +1,4 @@
-"""Parts of documents that tests write: `pytest --write-docs`."""
+"""Parts of documents that programs write: `--write-docs`."""
 
 from __future__ import annotations
 

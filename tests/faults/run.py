@@ -29,7 +29,7 @@ from darkroom_infra.settings import Settings
 from tests.faults.outcome import Outcome
 from tests.faults.site import Lab, Store
 from tests.faults.table import ROWS, Figure, Row
-from tests.generated import replace_generated
+from tools.generated import replace_generated
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "faults.json"

@@ -17,9 +17,9 @@ from torch import nn
 
 from darkroom_infra.families import FAMILIES
 from tests.conftest import Deployment, Servers
-from tests.generated import replace_generated
 from tests.pipelines import CASES, Case, Size
 from tests.vaes import write_catalog
+from tools.generated import replace_generated
 
 PAGE = Path(__file__).parents[2] / "docs" / "fidelity.md"
 LIMIT = 1e-5
