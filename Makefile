@@ -44,6 +44,7 @@ faults: setup
 
 # The benchmarks, for about an hour; writes bench/results and the figures in docs/performance.md.
 bench: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench --write-docs
 
 format: setup

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import safetensors.torch
@@ -56,6 +60,48 @@ def test_a_png_holds_exactly_the_pixels() -> None:
     pixels = torch.randint(0, 256, (1, 3, 17, 23), dtype=torch.uint8).permute(0, 2, 3, 1)
     (output,) = encoded(pixels, Format.PNG)
     assert torch.equal(opened(output), pixels[0])
+
+
+def rows_alike(height: int, width: int) -> torch.Tensor:
+    """Make a noisy row, again and again: what is above tells all."""
+    return torch.randint(0, 256, (1, width, 3), dtype=torch.uint8).expand(height, width, 3)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "filter_"),
+    [
+        pytest.param(rows_alike(40, 64).transpose(0, 1), 1, id="columns alike"),
+        pytest.param(rows_alike(40, 64), 2, id="rows alike"),
+        pytest.param(torch.normal(128.0, 9.0, (40, 64, 3)).to(torch.uint8), 3, id="noisy"),
+        pytest.param(torch.randint(0, 256, (1, 1, 3), dtype=torch.uint8), None, id="one pixel"),
+        pytest.param(rows_alike(3, 40_000), 2, id="rows longer than a stripe"),
+        pytest.param(torch.randint(0, 256, (9000, 5, 3), dtype=torch.uint8), None, id="stripes"),
+    ],
+)
+def test_every_filter_of_a_png_is_undone(pixels: torch.Tensor, filter_: int | None) -> None:
+    """Each row's filter is one that suits it, and readers of two makes give the pixels back."""
+    (output,) = encoded(pixels[None], Format.PNG)
+    content = output.file.read()
+    assert torch.equal(opened(output), pixels)
+    with av.open(io.BytesIO(content)) as container:
+        (frame,) = container.decode(video=0)
+        assert np.array_equal(frame.to_ndarray(format="rgb24"), pixels.numpy())
+    if filter_ is not None:
+        rows = np.frombuffer(zlib.decompress(png_data(content)), np.uint8)
+        filters = rows.reshape(pixels.shape[0], -1)[:, 0]
+        assert np.bincount(filters).argmax() == filter_
+
+
+def png_data(content: bytes) -> bytes:
+    """Join the compressed parts of a PNG file, and check that each chunk has its sum."""
+    joined, at = b"", 8
+    while at < len(content):
+        (length,) = struct.unpack(">I", content[at : at + 4])
+        kind, data = content[at + 4 : at + 8], content[at + 8 : at + 8 + length]
+        assert struct.unpack(">I", content[at + 8 + length :][:4]) == (zlib.crc32(kind + data),)
+        joined += data if kind == b"IDAT" else b""
+        at += 12 + length
+    return joined
 
 
 @pytest.mark.parametrize("chosen", [Format.JPEG, Format.WEBP])
