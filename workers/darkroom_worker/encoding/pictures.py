@@ -16,8 +16,9 @@ from .png import write_png
 
 PARAMETERS: Final[Mapping[Format, Mapping[str, int]]] = {
     Format.JPEG: {},
-    # Half the time of the default, 4, for pictures of the same size.
-    Format.WEBP: {"method": 2},
+    # Half the time of the default, 4: photographs grow by a twentieth and lose 0.1 dB. 2 takes as
+    # long for a smaller file, but loses 0.4 dB, and noise grows to twice its size.
+    Format.WEBP: {"method": 1},
 }
 
 
