@@ -13,7 +13,7 @@ import torch
 
 from darkroom_infra.catalog import Catalog
 from darkroom_wire.jobs import JobOptions
-from darkroom_worker import decoding
+from darkroom_worker import decoding, heap
 from darkroom_worker.loading import load, locate
 
 from .vaes import random_latents
@@ -21,6 +21,7 @@ from .vaes import random_latents
 
 def main(catalog: Path, vae: str, size: int, count: int) -> float:
     """Decode one picture after the other, and count pictures a second."""
+    heap.give_back_large()
     entry = Catalog.load(catalog)[vae]
     loaded = load(entry, locate(entry), device=torch.device("cpu"), dtype="auto")
     options, latents = JobOptions(vae=vae), random_latents(size)

@@ -24,6 +24,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from darkroom_worker import heap
 from darkroom_worker.banded import BandedDecoder, Mode
 
 from .statistics import Spread
@@ -77,12 +78,15 @@ def _child(*arguments: object) -> dict[str, Any]:
 
 def measure(way: str, size: int, dtype: torch.dtype, folder: Path) -> dict[str, Any]:
     """Decode once, in this process. The first way leaves its picture in the folder."""
+    if way in list(Mode):
+        heap.give_back_large()  # as the worker does
     vae = kl(dtype=dtype)
     del vae.encoder
     decode = _decode(vae, way)
     latents = random_latents(size, dtype)
     with torch.inference_mode():
         decode(random_latents(64, dtype))
+        heap.trim()
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         wall, cpu = time.perf_counter(), time.process_time()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +13,18 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def allocate(like: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Make room on a tensor's device; in main memory, in pages of its own.
+
+    Freeing those gives them back to the system. Among the short-lived tensors of the C library's
+    heap, bands would leave holes instead, which keep half as much again from everybody.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(size, dtype=dtype)
+    pages = mmap.mmap(-1, math.prod(size) * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype).view(size)
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ class PlainMap(RowMap[Tensor]):
 
     def _allocate(self, height: int, like: Tensor) -> Tensor:
         shape = self.shape
-        return like.new_empty(shape.batch, height, shape.width, shape.channels)
+        return allocate(like, (shape.batch, height, shape.width, shape.channels), like.dtype)
 
     def _load(self, band: Tensor, first: int, last: int) -> Tensor:
         return band[:, first:last]
@@ -144,9 +158,10 @@ class PackedMap(RowMap[_Packed]):
 
     def _allocate(self, height: int, like: Tensor) -> _Packed:
         batch, width, channels = self.shape.batch, self.shape.width, self.shape.channels
+        size = (batch, height, width, channels)
         return _Packed(
-            like.new_empty(batch, height, width, channels, dtype=torch.int16),
-            like.new_empty(batch, height, width, channels, dtype=torch.uint8),
+            allocate(like, size, torch.int16),
+            allocate(like, size, torch.uint8),
             like.new_empty(batch, height, 1, channels),
         )
 
