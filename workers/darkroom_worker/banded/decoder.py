@@ -11,6 +11,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional
 
+from darkroom_worker import heap
+
 from .attention import attend
 from .convolution import RowConvolution
 from .layout import to_channels_first, to_rows
@@ -20,6 +22,12 @@ from .norm import Moments
 from .resnet import Source, Stored, Upsampled, resnet
 from .streams import convolve
 from .structure import Level, structure
+
+TRIM_PIXELS = 1 << 16
+"""From so many on, a block takes longer than the heap takes to be trimmed, by a hundred times."""
+
+HEAP_BYTES = 40 << 20
+"""Measured: what the C library's heap and oneDNN hold on a CPU beside the tensors in use."""
 
 
 def _nothing() -> None:
@@ -75,12 +83,14 @@ class BandedDecoder:
     def predicted_bytes(self, shape: tuple[int, ...], mode: Mode) -> int:
         """Predict the peak of memory beyond the weights for latents [B, C, h, w].
 
-        The pictures are counted in, the latents are not.
+        The pictures are counted in, the latents are not. From 256 x 256 pixels on a CPU it was
+        within 9 % of what was measured, for a VAE of Stable Diffusion's size.
         """
         layers, largest = self._structure, self._groups(shape)[0]
         pictures = replace(largest, batch=shape[0]).larger(len(layers.levels) - 1)
         kept = working_bytes(layers, plan(layers, largest, mode), largest)
-        return pictures.bytes(layers.conv_out.out_channels) + kept
+        spent = HEAP_BYTES if self._device.type == "cpu" else 0
+        return pictures.bytes(layers.conv_out.out_channels) + kept + spent
 
     def choose(self, shape: tuple[int, ...], budget: int) -> Mode | None:
         """Choose the fastest mode that is predicted to take at most so many bytes, or none."""
@@ -166,5 +176,8 @@ class _Run:
             x.release(row)
 
     def _block(self, x: Source, block: ResnetBlock2D, planned: BlockPlan) -> Stored:
+        if planned.shape.pixels >= TRIM_PIXELS:
+            # What the block before has left free in pieces serves this one badly.
+            heap.trim()
         kind = PackedMap if planned.packed else PlainMap
         return resnet(x, block, kind(planned.shape, self._step), planned.keep)
