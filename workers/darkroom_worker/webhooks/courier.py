@@ -41,8 +41,14 @@ MOST_IN_FLIGHT: Final = 2000
 MOST_TO_ONE_HOST: Final = 200
 """So many attempts wait for one host at once, so that a dead one does not take all places."""
 
+MOST_IN_TURN: Final = 10_000
+"""So many events are kept for one host until it is their turn: as many as a batch has jobs."""
+
 LEASE: Final = timedelta(seconds=2 * LIMIT_SECONDS)
 """How long a taken event is held: longer than any attempt, so that no other courier repeats it."""
+
+TURN_SECONDS: Final = LIMIT_SECONDS - 1
+"""How long an event waits for its turn: what is left of its lease is enough for an attempt."""
 
 POLL_SECONDS: Final = 1.0
 ALIVE: Final = timedelta(seconds=15)
@@ -81,6 +87,8 @@ class Courier:
         self._rung = asyncio.Event()
         self._in_flight = 0
         self._to_host: Counter[str] = Counter()
+        self._places: dict[str, asyncio.Semaphore] = {}
+        self._in_turn: set[asyncio.Task[None]] = set()
 
     def ring(self) -> None:
         """Have it look into the outbox now."""
@@ -99,11 +107,13 @@ class Courier:
                     taken = 0
                 if not taken:
                     await self._wait()
+            for task in self._in_turn:
+                task.cancel()
 
     async def _take(self, group: asyncio.TaskGroup) -> int:
         """Take what is due, as far as there is room for it; count it."""
         room = MOST_IN_FLIGHT - self._in_flight
-        if not room:
+        if room <= 0:
             return 0
         posted = await self._records.run(transitions.take_due(room, LEASE))
         for event in posted:
@@ -132,20 +142,45 @@ class Courier:
             self._in_flight -= 1
 
     async def _send(self, posted: Posted, letter: Letter) -> None:
+        """Make an attempt when there is a place at the host; else it comes when its lease ends."""
         host = urlsplit(letter.url).netloc
-        if self._to_host[host] >= MOST_TO_ONE_HOST:
-            return  # it comes again when its lease ends
+        if self._to_host[host] >= MOST_TO_ONE_HOST + MOST_IN_TURN:
+            return
+        places = self._places.setdefault(host, asyncio.Semaphore(MOST_TO_ONE_HOST))
         self._to_host[host] += 1
-        began = time.time()
         try:
-            outcome = await self._sender.send(
-                letter.url, message_id(posted), letter.body, letter.secrets, began
-            )
+            if not await self._turn(places):
+                return
+            began = time.time()
+            try:
+                outcome = await self._sender.send(
+                    letter.url, message_id(posted), letter.body, letter.secrets, began
+                )
+            finally:
+                places.release()
         finally:
             self._to_host[host] -= 1
+            if not self._to_host[host]:
+                del self._to_host[host], self._places[host]
         failpoints.reach("deliver.sent")
         await self._settle(posted, outcome, began)
         failpoints.reach("deliver.noted")
+
+    async def _turn(self, places: asyncio.Semaphore) -> bool:
+        """Take a place at a host; False if none was free in time. Who waits is not in flight."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        self._in_flight -= 1
+        self._in_turn.add(task)
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await places.acquire()
+        except TimeoutError:
+            return False
+        finally:
+            self._in_turn.discard(task)
+            self._in_flight += 1
+        return True
 
     async def _settle(self, posted: Posted, outcome: Outcome, began: float) -> None:
         attempt = posted.tries + 1
