@@ -63,6 +63,7 @@ def check_redis(settings: Settings) -> list[Finding]:
     try:
         server = records.server()
         epoch = records.epoch()
+        policy, has_log = records.keeping()
     except RecordsUnavailableError as error:
         return [Finding("redis", Level.FAULT, str(error), "start Redis or set DARKROOM_REDIS_URL")]
     finally:
@@ -76,6 +77,24 @@ def check_redis(settings: Settings) -> list[Finding]:
                 Level.WARNING,
                 "the job records are not there yet, or were lost",
                 "start an API or a worker: it rebuilds them from S3",
+            )
+        )
+    if policy != "noeviction":
+        findings.append(
+            Finding(
+                "redis",
+                Level.WARNING,
+                f"maxmemory-policy is {policy}: when memory is full, it drops job records",
+                "set maxmemory-policy noeviction",
+            )
+        )
+    if not has_log:
+        findings.append(
+            Finding(
+                "redis",
+                Level.WARNING,
+                "there is no append-only file: a restart forgets every job until a rebuild from S3",
+                "set appendonly yes",
             )
         )
     return findings

@@ -270,6 +270,11 @@ class Ledger:
         end = manifest_key(first_id(moment))
         return takewhile(lambda key: key < end, self.store.list(_MANIFESTS))
 
+    def notes_before(self, moment: datetime) -> Iterator[str]:
+        """Yield the keys of the notes on events of jobs and batches submitted before then."""
+        end = f"{_DELIVERIES}{first_id(moment)}"
+        return takewhile(lambda key: key < end, self.store.list(_DELIVERIES))
+
     def outputs(self, since: datetime | None = None) -> Iterator[tuple[str, str, str]]:
         """Yield every output's key, job and nonce, of jobs that were submitted since then."""
         start = outputs_prefix(first_id(since)) if since else ""

@@ -3,7 +3,8 @@
 What S3 holds decides. A job that the ledger has accepted and the records do not know is put on
 record; one that the ledger has ended and the records have not is ended. Objects that nobody will
 ever ask for are deleted: latents of submissions that were refused halfway, outputs of dead
-attempts, manifests of jobs that are forgotten, uploads of which no job can be made any more.
+attempts, manifests of jobs that are forgotten and notes on their webhooks, uploads of which no job
+can be made any more.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Sweep:
         ]
         keys += self._dead_outputs(since, settled)
         keys += list(self._ledger.manifests_before(now - MANIFEST_KEPT))
+        keys += list(self._ledger.notes_before(now - MANIFEST_KEPT))
         keys += list(self._ledger.uploads_before(settled - UPLOADS_KEPT))
         self._ledger.store.delete(keys)
         return Swept(deleted=len(keys))

@@ -16,7 +16,14 @@ from darkroom_infra.ledger import (
     outputs_prefix,
     spec_key,
 )
-from darkroom_infra.records import JobSpec, Manifest, RecordsClient, State, StoredOutput
+from darkroom_infra.records import (
+    BATCH_COMPLETED,
+    JobSpec,
+    Manifest,
+    RecordsClient,
+    State,
+    StoredOutput,
+)
 from darkroom_infra.records import transitions as steps
 from darkroom_infra.records.transitions import Admission
 from darkroom_infra.sweeping import MANIFEST_KEPT, Sweep
@@ -210,6 +217,17 @@ def test_manifests_of_forgotten_jobs_are_collected(ledger: Ledger, sweep: Sweep)
         ledger.commit(ending(spec.id, Status.CANCELED, TTL))
     sweep.collect(NOW - RECENT)
     assert list(ledger.store.list("manifests/")) == [manifest_key(recent.id)]
+
+
+def test_notes_on_webhooks_of_forgotten_jobs_are_collected(ledger: Ledger, sweep: Sweep) -> None:
+    """What was noted of events of a batch, or of a job that Redis lost, does not stay for ever."""
+    ancient, recent = (
+        new_id(round((NOW - MANIFEST_KEPT + timedelta(days=d)).timestamp() * 1e9)) for d in (-1, 1)
+    )
+    for about in (ancient, recent):
+        ledger.note_sent(about, BATCH_COMPLETED, "delivered")
+    assert sweep.collect(NOW - RECENT).deleted == 1
+    assert dict(ledger.sent()) == {recent: [BATCH_COMPLETED]}
 
 
 def test_a_sweep_is_due_once(deployment: Deployment, ledger: Ledger) -> None:

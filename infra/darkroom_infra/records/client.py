@@ -186,6 +186,12 @@ class RecordsClient:
             info: dict[str, Any] = self._redis.info("server")
         return info
 
+    def keeping(self) -> tuple[str, bool]:
+        """Ask what the server drops when its memory is full, and whether it has a log on disk."""
+        with _translated():
+            policy = str(self._redis.info("memory")["maxmemory_policy"])
+            return policy, bool(self._redis.info("persistence")["aof_enabled"])
+
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
