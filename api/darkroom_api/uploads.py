@@ -32,14 +32,17 @@ HEAD_BYTES: Final = {Task.DECODE: 8 + MAX_HEADER_BYTES, Task.ENCODE: 1 << 20}
 """So much of an object is read to check it: the longest header; of a picture, its size."""
 
 
-async def announce(services: Services, owner: str, size: int) -> Upload:
-    """Make a link that takes a file of exactly that size.
+async def announce(services: Services, owner: str, size: int | None) -> Upload:
+    """Make a link that takes a file of exactly that size, or of any where it is not known yet.
+
+    A store can hold a link to one size, but to no range: without one, the limit is kept when a job
+    is made of the file.
 
     Raises:
         TooLargeError: more than an upload may have.
     """
     limit = services.settings.max_upload_bytes
-    if size > limit:
+    if size is not None and size > limit:
         message = f"{size}, at most {limit} are accepted"
         raise TooLargeError(f"bytes: {message}", [FieldError(field="bytes", message=message)])
     spec = UploadSpec(id=new_id(), owner=owner, bytes=size)
@@ -67,7 +70,7 @@ async def prepare(
     Raises:
         NotFoundError, GoneError, ConflictError: there is no such upload, no more, or not yet.
         InvalidRequestError: it has another size, or options or content do not fit the VAE.
-        TooLargeError: more pixels than a job may have.
+        TooLargeError: more bytes than an upload may have, or more pixels than a job may have.
     """
     uploaded = await _find(services, owner, upload_id)
     end = min(uploaded.size, HEAD_BYTES[options.task])
@@ -107,7 +110,12 @@ async def _find(services: Services, owner: str, upload_id: str) -> StoredObject:
         if age > LINK_KEPT:
             raise expired from None
         raise ConflictError(f"nothing has been written to upload {upload_id} yet") from None
-    if uploaded.size != spec.bytes:
+    limit = services.settings.max_upload_bytes
+    if spec.bytes is None and uploaded.size > limit:
+        await run_in_threadpool(services.ledger.store.delete, [uploaded.key])
+        message = f"{uploaded.size} bytes were written, at most {limit} are accepted"
+        raise TooLargeError(f"upload: {message}", [FieldError(field="upload", message=message)])
+    if spec.bytes is not None and uploaded.size != spec.bytes:
         message = f"{uploaded.size} bytes were written, but {spec.bytes} were announced"
         raise InvalidRequestError.of(FieldError(field="upload", message=message))
     return uploaded

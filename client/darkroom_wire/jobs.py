@@ -429,11 +429,12 @@ class BatchEvent(BaseModel):
 class Upload(BaseModel):
     """Where a file may be written, straight to the store, to be submitted as `upload=ID` then.
 
-    The link takes exactly so many bytes. Jobs can be made of the file for a day.
+    The link takes exactly so many bytes, or any number where none was told. Jobs can be made of the
+    file for a day.
     """
 
     id: str
     url: str
     method: Literal["PUT"] = "PUT"
-    bytes: int
+    bytes: int | None = None
     expires_at: datetime = Field(description="the link's end")

@@ -5,7 +5,7 @@ inputs/DATE/JOB.json          the spec; with the latents, the job is accepted
 inputs/DATE/BATCH.batch.…     the same for a batch: one file with the latents of all its jobs
 outputs/JOB/NONCE/…           what one attempt made, seen by nobody without a manifest
 uploads/DATE/UPLOAD           what a caller uploads, before a job is made of it
-uploads/DATE/UPLOAD.json      whose it is, and how many bytes it was announced with
+uploads/DATE/UPLOAD.json      whose it is, and how many bytes it was announced with, if any
 manifests/JOB.json            the end of the job: written once, whoever comes first
 deliveries/JOB/EVENT          this webhook event need not be sent any more
 """
@@ -84,13 +84,13 @@ def outputs_prefix(job_id: str, nonce: str | None = None) -> str:
 
 
 class UploadSpec(BaseModel):
-    """An upload as it was announced. Its id tells when."""
+    """An upload as it was announced, with its size where that was told. Its id tells when."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     owner: str
-    bytes: int
+    bytes: int | None
 
 
 class Ledger:

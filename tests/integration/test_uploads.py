@@ -243,7 +243,6 @@ def test_bad_requests(client: httpx.Client) -> None:
         answer = client.post("/v1/uploads", params={"bytes": size})
         assert answer.status_code == status, answer.text
         assert answer.json()["errors"][0]["field"] == "bytes"
-    assert client.post("/v1/uploads").json()["errors"][0]["field"] == "bytes"
     assert client.post("/v1/uploads?bytes=1&name=x").json()["errors"][0]["field"] == "name"
     assert client.post("/v1/uploads?bytes=1", content=b"x").json()["errors"][0]["field"] == "body"
     upload_id = upload(client, LATENTS)
@@ -255,6 +254,26 @@ def test_bad_requests(client: httpx.Client) -> None:
     )
     assert (both.status_code, both.json()["errors"][0]["field"]) == (422, "body")
     assert submit(client, upload_id, **{"from": new_id()}).status_code == 422
+
+
+def test_a_size_need_not_be_told(client: httpx.Client) -> None:
+    """A link without a size takes a file of any, and a job can be made of it."""
+    announced = client.post("/v1/uploads").json()
+    assert announced["bytes"] is None
+    assert httpx.put(announced["url"], content=LATENTS).status_code == 200
+    assert submit(client, announced["id"], WAIT).json()["status"] == "succeeded"
+
+
+def test_an_upload_over_the_limit_is_refused(servers: Servers, tmp_path: Path) -> None:
+    """What no link could refuse is refused, and deleted, when a job is to be made of it."""
+    with servers.deploy(tmp_path, max_upload_bytes=str(len(LATENTS) - 1)) as deployment:
+        deployment.start_api()
+        with deployment.client() as client:
+            announced = client.post("/v1/uploads").json()
+            assert httpx.put(announced["url"], content=LATENTS).status_code == 200
+            refused = submit(client, announced["id"])
+            assert (refused.status_code, refused.json()["errors"][0]["field"]) == (413, "upload")
+            assert submit(client, announced["id"]).status_code == 409
 
 
 def test_uploads_that_are_not_there(client: httpx.Client, deployment: Deployment) -> None:

@@ -20,7 +20,10 @@ async def announce(
     request: Request,
     owner: Owner,
     services: ServicesDependency,
-    size: Annotated[int, Query(alias="bytes", ge=1, description="the file's size")],
+    size: Annotated[
+        int | None,
+        Query(alias="bytes", ge=1, description="the file's size: the link takes no other"),
+    ] = None,
 ) -> Upload:
     """Announce a file: PUT it to `url` within the hour, then `POST /v1/jobs?upload=ID`."""
     refuse_unknown(request, {"bytes"})

@@ -202,11 +202,15 @@ class ObjectStore:
             "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
         )
 
-    def presign_put(self, key: str, size: int, seconds: int) -> str:
-        """Make a link with which anybody may write an object of exactly that size for a while."""
+    def presign_put(self, key: str, size: int | None, seconds: int) -> str:
+        """Make a link with which anybody may write an object of exactly that size for a while.
+
+        Without a size the link takes an object of any.
+        """
+        length = {} if size is None else {"ContentLength": size}
         return self._public.generate_presigned_url(
             "put_object",
-            Params={"Bucket": self.bucket, "Key": key, "ContentLength": size},
+            Params={"Bucket": self.bucket, "Key": key, **length},
             ExpiresIn=seconds,
         )
 
