@@ -172,10 +172,11 @@ def _field_error(fault: dict[str, object]) -> FieldError:
         return (
             FieldError(field=field, message=rest)
             if separator
-            else FieldError(field="request", message=message)
+            else FieldError(field="body" if "body" in location else "request", message=message)
         )
     if fault["type"] == "extra_forbidden":
-        message = "there is no such query parameter"
+        where = "query " if location[0] == "query" else ""
+        message = f"there is no such {where}parameter"
     elif fault["type"] == "missing":
         message = "is required"
     elif isinstance(came := fault.get("input"), str | int | float):

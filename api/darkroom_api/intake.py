@@ -220,8 +220,19 @@ class _Found:
     implied: Mapping[str, object] = field(default_factory=dict)
 
 
-def _find_tensor(source: Source, dtypes: Sequence[str] = LATENT_DTYPES) -> _Found:
+def _find_tensor(
+    source: Source,
+    dtypes: Sequence[str] = LATENT_DTYPES,
+    name: str = LATENTS_NAME,
+    expected: str = "",
+) -> _Found:
     """Find the one tensor in what was submitted.
+
+    Args:
+        source: what was submitted.
+        dtypes: those that are accepted.
+        name: the field at fault where a file is.
+        expected: what a refusal of a file begins with.
 
     Raises:
         InvalidRequestError: no tensor, several, or one that is not what it says.
@@ -230,8 +241,8 @@ def _find_tensor(source: Source, dtypes: Sequence[str] = LATENT_DTYPES) -> _Foun
     try:
         return _raw_tensor(source, dtypes) if raw else _file_tensor(source, dtypes)
     except TensorFormatError as error:
-        at_fault = error.field if raw else "latents"
-        raise InvalidRequestError.of(FieldError(field=at_fault, message=str(error))) from error
+        at_fault, message = (error.field, str(error)) if raw else (name, f"{expected}{error}")
+        raise InvalidRequestError.of(FieldError(field=at_fault, message=message)) from error
 
 
 def _raw_tensor(source: Source, dtypes: Sequence[str]) -> _Found:
@@ -385,7 +396,9 @@ def _examine_pixels(source: Source, rules: Rules) -> tuple[_Found, Latents]:
     """
     if source.kind in PICTURE_TYPES or (source.kind != RAW and is_picture(source.head)):
         return _examine_picture(source, rules)
-    found = _find_tensor(source, PIXEL_DTYPES)
+    found = _find_tensor(
+        source, PIXEL_DTYPES, "picture", "a PNG, JPEG or WebP file, or one with pixels, expected: "
+    )
     info = found.info
     pixels = Latents(
         shape=planes_shape(info.shape, info.dtype), dtype=info.dtype, bytes=info.nbytes

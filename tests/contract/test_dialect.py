@@ -150,7 +150,7 @@ def wrapped() -> Iterator[Case]:
         ("raw", 400, ("JSON",), BODY),
         ("deep", 400, ("JSON",), b"[" * 100_000),
         ("lone surrogate", 400, ("JSON",), b'{"inputs": "\\ud800"}'),
-        ("a list", 422, (), b"[]"),
+        ("a list", 422, ("body: Input should be an object",), b"[]"),
         ("no inputs", 422, ("inputs",), b"{}"),
         ("inputs a number", 422, ("inputs",), b'{"inputs": 7}'),
         ("other members", 422, ("options",), b'{"inputs": "", "options": {}}'),
@@ -168,7 +168,7 @@ def wrapped() -> Iterator[Case]:
         for kind in (JSON_TYPE, BASE64_TYPE)
     )
     parameters: list[tuple[str, Any, tuple[str, ...]]] = [
-        ("unknown", {"guidance": 7}, ("guidance",)),
+        ("unknown", {"guidance": 7}, ("guidance: there is no such parameter",)),
         ("redirect", {"redirect": True}, ("redirect",)),
         ("api_key", {"api_key": "secret"}, ("api_key",)),
         ("shape an object", {"shape": {"a": 1}}, ("shape",)),

@@ -195,6 +195,8 @@ MISFITS = (
     Misfit("sd-v1", (1, 7, 8, 8), "latents", ("no VAE of the catalogue takes latents of shape",)),
     Misfit("flux", (1, 16, 64), "height", ("packed latents need height and width in pixels",)),
     Misfit("flux2", (1, 16, 128), "height", ("packed latents need height and width in pixels",)),
+    Misfit("flux", (1, 4096, 64), "height", ("in pixels: 1024 x 1024 or another size with 4096",)),
+    Misfit("flux2", (1, 32, 5, 8), "latents", ("even height and width, or scaling=none",)),
     Misfit("qwen-image", (1, 16, 64), "height", ("need height and width in pixels",)),
     Misfit("ltx-video", (1, 8, 128), "height", ("need height and width in pixels",)),
     Misfit("flux", (1, 16, 64), "width", ("both",), {"height": 64}),
@@ -412,6 +414,10 @@ NO_PICTURES = (
     NoPicture("text", b"hello, this is no picture", ("PNG, JPEG or WebP",)),
     NoPicture("empty", b"", ("PNG, JPEG or WebP",)),
     NoPicture("gif", b"GIF89a" + bytes(20), ("PNG, JPEG or WebP",)),
+    NoPicture("gif as a file", b"GIF89a" + bytes(20), ("PNG, JPEG or WebP",), SAFETENSORS),
+    NoPicture(
+        "integers", pixels(3, 64, 64, dtype="int32"), ("WebP", "dtype 'I32'", "uint8"), SAFETENSORS
+    ),
     NoPicture("signature alone", picture("PNG")[:8], ("no size", "cut off")),
     NoPicture("png cut off", picture("PNG")[:18], ("no size", "cut off")),
     NoPicture("jpeg cut off", picture("JPEG")[:30], ("no size", "cut off"), JPEG),

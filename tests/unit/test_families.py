@@ -553,6 +553,22 @@ def test_flux2_takes_three_layouts(height: int, width: int, count: int) -> None:
     assert torch.equal(unscaled, Flux2Pipeline._unpatchify_latents(patches))
 
 
+@pytest.mark.parametrize("shape", [(1, 32, 5, 8), (32, 8, 5)])
+def test_flux2_unscales_whole_patches(shape: tuple[int, ...]) -> None:
+    """Statistics of patches cannot be undone on a rest; what is not unscaled may have one."""
+    family, facts = FAMILIES["flux2"], VaeFacts(32, FACTOR)
+    with pytest.raises(LatentsError, match="even height and width") as caught:
+        plan(family, shape, options(), facts)
+    assert at_fault(caught) == {"latents"}
+    for given in ({"scaling": Scaling.NONE}, {"scaling_factor": 2.0}):
+        asked = options(**given)
+        decoded = plan(family, shape, asked, facts)
+        rule = choose_normalization(Normalization(mean=seeded(128), std=seeded(128)), asked)
+        latents = seeded(1, *shape[-3:])
+        made = family.to_vae(latents, asked, facts, rule)
+        assert (made.shape[2] * FACTOR, made.shape[3] * FACTOR) == (decoded.height, decoded.width)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
     ("num_frames", "height", "width"),
@@ -709,6 +725,29 @@ def test_encoded_latents_are_those_that_decode(loaded: Loader, case: Case) -> No
     if isinstance(family, VideoFamily):
         assert {(1,), (family.frames(2, facts),)} <= encoded
     assert all(f"frames, not {frames}" in message for frames, message in refused.items())
+
+
+def test_the_side_of_each_family() -> None:
+    """Pictures are encoded in multiples of what a model generates from, not only its VAE."""
+    sides = {vae.name: vae.layout.side(vae.facts) for vae in CATALOG.values()}
+    assert sides == {
+        **dict.fromkeys(("sd-v1", "sdxl", "taesd", "taesdxl", "demo"), 8),
+        **dict.fromkeys(("sd3", "flux", "flux2", "qwen-image", "taesd3", "taef1", "wan"), 16),
+        **dict.fromkeys(("hunyuan-video", "cogvideox", "mochi"), 8),
+        **dict.fromkeys(("sana", "ltx-video"), 32),
+    }
+
+
+def test_the_rate_of_each_family() -> None:
+    """A video without fps plays at the rate with which its model's own examples are saved."""
+    rates = {name: family.fps for name, family in FAMILIES.items() if family.fps is not None}
+    assert rates == {
+        "hunyuan-video": 15.0,
+        "wan": 16.0,
+        "ltx-video": 24.0,
+        "cogvideox": 8.0,
+        "mochi": 30.0,
+    }
 
 
 @each_vae

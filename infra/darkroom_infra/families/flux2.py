@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from darkroom_wire.jobs import JobOptions
+from darkroom_wire.jobs import JobOptions, Scaling
 
-from .base import Decoded, Normalization, Shape, VaeFacts
+from .base import Decoded, Normalization, Shape, VaeFacts, refuse
 from .packed import PackedFamily
 
 if TYPE_CHECKING:
@@ -24,8 +24,19 @@ class Flux2Family(PackedFamily):
     """Takes tokens [B, S, 4·C], patches [B, 4·C, h/2, w/2] and the VAE's own grid [B, C, h, w]."""
 
     def plan(self, shape: Shape, options: JobOptions, facts: VaeFacts) -> Decoded:
-        """Expect tokens with height and width, patches, or a grid."""
-        return super().plan(self._grid(shape, facts), options, facts)
+        """Expect tokens with height and width, patches, or a grid; of whole patches to unscale."""
+        own = options.scaling is not Scaling.NONE and (
+            options.scaling_factor is None and options.shift_factor is None
+        )
+        grid = self._grid(shape, facts)
+        decoded = super().plan(grid, options, facts)
+        if own and len(grid) == self.dimensions and any(length % self.patch for length in grid[2:]):
+            raise refuse(
+                "latents",
+                f"the scaling of this VAE is that of {self.patch} x {self.patch} latents: even "
+                f"height and width, or scaling=none, expected, but shape {list(shape)} came",
+            )
+        return decoded
 
     def grid_channels(self, facts: VaeFacts) -> tuple[int, ...]:
         """A grid of latents, or of patches."""

@@ -39,15 +39,20 @@ class PackedFamily(Family):
         count, tokens, channels = shape
         if channels != facts.latent_channels * self.patch**2:
             raise self._wrong_channels(shape, facts)
+        side = self.side(facts)
+        fitting = (
+            f"{_example(tokens, side)}another size with {tokens} patches of {side} x {side} pixels"
+        )
+        if options.height is None or options.width is None:
+            raise refuse("height", f"packed latents need height and width in pixels: {fitting}")
         rows, columns = self.patches(options, facts)
         if tokens != rows * columns:
             raise refuse(
                 "height",
-                f"packed: height x width must be {_example(tokens, self.side(facts))}another "
-                f"size with {tokens} patches of {self.side(facts)} x {self.side(facts)} pixels, "
-                f"but {options.height} x {options.width} has {rows} x {columns} = {rows * columns}",
+                f"packed: height x width must be {fitting}, but {options.height} x "
+                f"{options.width} has {rows} x {columns} = {rows * columns}",
             )
-        return Decoded(count, rows * self.side(facts), columns * self.side(facts))
+        return Decoded(count, rows * side, columns * side)
 
     def to_vae(
         self, latents: Tensor, options: JobOptions, facts: VaeFacts, normalization: Normalization
