@@ -29,6 +29,7 @@ from . import errors
 from .routes import batches, deliveries, events, hf, jobs, service, uploads, vaes
 from .services import Services
 from .waiting import Waiters
+from .workers import Workers
 
 WEAK_STORE = (
     "the object store ignores conditional PUT (If-None-Match): after a fault a job's result may "
@@ -79,6 +80,7 @@ def _lifespan(
             ledger,
             Batches(blocking_records, ledger),
             waiters,
+            Workers(records),
             sweeper,
             warnings,
         )

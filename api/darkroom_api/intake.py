@@ -13,12 +13,14 @@ from darkroom_infra.catalog import Catalog, UnknownVaeError, VaeEntry
 from darkroom_infra.families import (
     PICTURE_NAME,
     RGB,
+    Decoded,
     Family,
     LatentsError,
     VaeFacts,
     plan,
     planes_shape,
 )
+from darkroom_infra.memory import MemoryNeed, gigabytes
 from darkroom_infra.records import Content, Rendering
 from darkroom_infra.store import StoredObject
 from darkroom_wire import tensors
@@ -100,13 +102,25 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class MemoryLimit:
+    """What a VAE needs at least, and the bytes that the largest of the living workers has."""
+
+    need: MemoryNeed
+    budget: int
+
+
+@dataclass(frozen=True)
 class Rules:
-    """What a submission is checked against. `facts` are None while nobody has seen the VAE."""
+    """What a submission is checked against.
+
+    `facts` are None while nobody has seen the VAE, and `memory` while no worker knows it.
+    """
 
     catalog: Catalog
     vae: VaeEntry
     facts: VaeFacts | None
     max_pixels: int
+    memory: MemoryLimit | None = None
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -341,7 +355,7 @@ def check_latents(latents: TensorInfo, options: JobOptions, rules: Rules) -> Non
 
     Raises:
         InvalidRequestError: they do not fit.
-        TooLargeError: more pixels than a job may have.
+        TooLargeError: more pixels than a job may have, or more memory needed than workers have.
     """
     if rules.facts is None:
         return
@@ -361,6 +375,18 @@ def check_latents(latents: TensorInfo, options: JobOptions, rules: Rules) -> Non
     height, width = decoded.largest
     size = f"{decoded.count} x {frames}{height} x {width}"
     _check_pixels(decoded.pixels, size, "latents", rules)
+    if rules.memory is not None:
+        _check_memory(decoded, size, rules.memory)
+
+
+def _check_memory(decoded: Decoded, size: str, memory: MemoryLimit) -> None:
+    needed = memory.need.bytes_for(decoded)
+    if needed > memory.budget:
+        message = (
+            f"{size} takes {gigabytes(needed)} of memory to decode at least, and no worker has "
+            f"more than {gigabytes(memory.budget)} for it: send fewer or smaller ones in one job"
+        )
+        raise TooLargeError(message, [FieldError(field="latents", message=message)])
 
 
 def _hint(shape: tuple[int, ...], options: JobOptions, rules: Rules) -> str:

@@ -11,11 +11,12 @@ from darkroom_infra.batches import Batches
 from darkroom_infra.catalog import Catalog, VaeEntry
 from darkroom_infra.keeper import Sweeper
 from darkroom_infra.ledger import Ledger
-from darkroom_infra.records import AsyncRecordsClient, transitions
+from darkroom_infra.records import AsyncRecordsClient
 from darkroom_infra.settings import Settings
 
-from .intake import Rules
+from .intake import MemoryLimit, Rules
 from .waiting import Waiters
+from .workers import Workers
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Services:
     ledger: Ledger
     batches: Batches
     waiters: Waiters
+    workers: Workers
     sweeper: Sweeper
     warnings: list[str]
 
@@ -51,10 +53,15 @@ async def intake_rules(services: Services, vae: VaeEntry) -> Rules:
 
     What is not known from the catalogue may be known from a worker that has loaded the VAE.
     """
-    facts = vae.facts
+    presence = await services.workers.presence()
+    facts = vae.facts or presence.facts.get(vae.name)
     if facts is None:
-        facts = (await services.records.run(transitions.loaded())).facts.get(vae.name)
-    return Rules(services.catalog, vae, facts, services.settings.max_pixels)
+        presence = await services.workers.presence_now()
+        facts = presence.facts.get(vae.name)
+    need, memory = presence.needs.get(vae.name), None
+    if need is not None and presence.budget is not None:
+        memory = MemoryLimit(need, presence.budget)
+    return Rules(services.catalog, vae, facts, services.settings.max_pixels, memory)
 
 
 ServicesDependency = Annotated[Services, Depends(_services)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from . import failpoints
@@ -140,6 +140,7 @@ class Settings(BaseSettings):
     catalog: Path | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    memory_budget: Annotated[ByteSize, Field(ge=1)] | None = None
     worker_threads: int = Field(8, ge=1, le=256)
     drain_seconds: float = Field(8.0, ge=0, allow_inf_nan=False)
 

@@ -211,7 +211,7 @@ def test_batches_stay_within_the_limit(
     for request in (busy, *some):
         engine.submit(request)
     results = [request.future.result(60) for request in some]
-    assert {result.batch_size for result in results} == {4}
+    assert {result.way["batch_size"] for result in results} == {4}
     for request, result in zip(some, results, strict=True):
         expected = decode_locally(folder, request.tensor, "float32", "sd")
         assert (result.tensor - expected).abs().max() <= LIMITS[vae_class, "float32"]

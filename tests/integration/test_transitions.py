@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from darkroom_infra.families import VaeFacts
+from darkroom_infra.memory import MemoryNeed, WorkerMemory
 from darkroom_infra.ledger import ending
 from darkroom_infra.queue import DECODE_QUEUE
 from darkroom_infra.records import JobSpec, RecordsClient, RecordsUnavailableError, State
@@ -371,6 +372,19 @@ def test_presence_ends_by_itself(records: RecordsClient) -> None:
     eventually(lambda: records.run(steps.statistics()).workers == 0)
     presence = records.run(steps.loaded())
     assert (presence.loaded, presence.facts) == (frozenset(), facts)
+
+
+def test_needs_outlive_workers_and_budgets_do_not(records: RecordsClient) -> None:
+    """What a VAE needs stays known; what there is to meet it is the most that a living worker has."""
+    need = MemoryNeed(per_pixel=400.5, per_frame_pixel=0.0, per_result=12.0)
+    for worker, budget, needs in (("large", 3 << 33, {"demo": need}), ("small", 1 << 20, {})):
+        records.run(steps.presence(worker, LEASE, {}, {}, WorkerMemory(budget, needs)))
+    presence = records.run(steps.loaded())
+    assert (presence.needs, presence.budget) == ({"demo": need}, 3 << 33)
+    for worker in ("large", "small"):
+        records.run(steps.presence(worker, NO_LEASE, {}))
+    eventually(lambda: records.run(steps.loaded()).budget is None)
+    assert records.run(steps.loaded()).needs == {"demo": need}
 
 
 def test_details_of_a_vae_are_sent_once(records: RecordsClient) -> None:

@@ -102,7 +102,7 @@ def test_short_memory_halves_the_batch(folder: Path, monkeypatch: pytest.MonkeyP
     for request in (busy, *others, too_large):
         engine.submit(request)
     assert all(len(request.future.result(SECONDS).tensor) == 1 for request in others)
-    assert all(request.future.result(SECONDS).batch_size <= 2 for request in others)
+    assert all(request.future.result(SECONDS).way["batch_size"] <= 2 for request in others)
     with pytest.raises(OutOfMemoryError):
         too_large.future.result(SECONDS)
 
@@ -130,7 +130,7 @@ def test_an_abandoned_decode_stops(folder: Path) -> None:
         request.future.result(SECONDS)
     following = request_for(entry_for(folder))
     engine.submit(following)
-    assert following.future.result(SECONDS).batch_size == 1
+    assert following.future.result(SECONDS).way["batch_size"] == 1
 
 
 def test_a_vae_that_was_loaded_again_is_watched(folder: Path) -> None:

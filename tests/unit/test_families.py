@@ -708,8 +708,8 @@ def test_encoded_latents_are_those_that_decode(loaded: Loader, case: Case) -> No
         encoded.add(shape[2:-2])
         pixels = seeded(*shape).clamp(-1, 1)
         with torch.inference_mode():
-            latents = decoding.encode(vae, pixels, options(task="encode"))
-            unscaled = decoding.encode(vae, pixels, options(task="encode", scaling="none"))
+            latents, _ = decoding.encode(vae, pixels, options(task="encode"))
+            unscaled, _ = decoding.encode(vae, pixels, options(task="encode", scaling="none"))
         count, *_, height, width = shape
         frames = None if len(shape) == 4 else shape[2]
         if len(shape) == 4 and isinstance(family, VideoFamily):

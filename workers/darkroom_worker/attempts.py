@@ -390,7 +390,6 @@ def _provenance(result: DeviceResult, request: DeviceRequest, spec: JobSpec) -> 
     provenance = {
         **result.vae.provenance,
         **result.way,
-        "batch_size": result.batch_size,
         "versions": {name: version(name) for name in ("darkroom-server", "diffusers", "torch")},
     }
     warnings = []

@@ -70,6 +70,14 @@ class VaeCache:
         _log.info("vae.evicted", vae=name)
 
 
+def total_memory(device: torch.device) -> int:
+    """Count the bytes that a device has."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    total: int = psutil.virtual_memory().total
+    return total
+
+
 def free_memory(device: torch.device) -> int:
     """Count the bytes that are free on a device."""
     if device.type == "cuda":

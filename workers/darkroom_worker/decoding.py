@@ -7,7 +7,6 @@ Shapes: latents [B, …] in any layout of their family; the VAE's input [B, C, h
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,19 +18,16 @@ from darkroom_infra.families import choose_normalization
 from darkroom_infra.records import Rendering
 from darkroom_wire.jobs import JobOptions, Task
 
-from .banded import Mode
 from .loading import DTYPES, LoadedVae
 from .pictures import prepare_pixels
+from .planning import Plan, plan
 
 WHOLE = "whole"
 TEMPORAL_TILES = "temporal-tiles"
 EXACT_BANDED = "exact-banded"
 
-BANDED_PIXELS = 256 * 256
-"""From so many pixels on a CPU decodes faster in bands."""
-
-USABLE = 0.8
-"""The part of the free memory that a decode may count on."""
+Way = Mapping[str, str | int]
+"""How something was made, for the job's provenance: `method`, `mode`, `batch_size`."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +35,15 @@ class Means:
     """What a decode may use, and whom it tells how far it is.
 
     Attributes:
-        available: The bytes that are free on the device.
-        scarce: A decode in one piece has not fitted: anything smaller is welcome.
-        on_steps: Told how many steps there will be, where the decode can say.
+        budget: The bytes of the device's memory.
+        scarce: A decode has run out of memory: anything smaller is welcome.
+        on_plan: Told how many parts there are, and of how many steps each, where it can be said.
         on_step: Called at each step; what it raises ends the decode.
     """
 
-    available: int = 1 << 62
+    budget: int = 1 << 62
     scarce: bool = False
-    on_steps: Callable[[int], None] = lambda _: None
+    on_plan: Callable[[int, int | None], None] = lambda _parts, _steps: None
     on_step: Callable[[], None] = lambda: None
 
 
@@ -75,7 +71,7 @@ def check(vae: LoadedVae, tensor: Tensor, options: JobOptions) -> Tensor:
 
 def decode(
     vae: LoadedVae, latents: Tensor, options: JobOptions, means: Means = ANY_MEANS
-) -> tuple[Tensor, Mapping[str, str]]:
+) -> tuple[Tensor, Way]:
     """Decode checked latents as the family's pipeline does, and say how it went about it.
 
     The cast comes before the scaling, as in the pipelines, whose latents have the VAE's dtype;
@@ -85,43 +81,45 @@ def decode(
     latents = latents.to(vae.device, torch.float32 if family.unscaled_in_float32 else dtype)
     normalization = choose_normalization(vae.normalization, options)
     grid = family.to_vae(latents, options, vae.facts, normalization).to(dtype)
-    mode = _choose_mode(vae, grid, means)
-    if mode is None or vae.banded is None:
-        arguments = family.decode_arguments(grid, vae.config)
-        decoded: Tensor = vae.module.decode(grid, *arguments, return_dict=False)[0]  # type: ignore[operator]
-        way = {"method": _method(vae, grid)}
-    else:
-        means.on_steps(vae.banded.steps(tuple(grid.shape), mode))
-        decoded = vae.banded.decode(grid, mode, means.on_step)
-        way = {"method": EXACT_BANDED, "mode": mode.value}
+    planned = plan(vae, tuple(grid.shape), means.budget, scarce=means.scarce)
+    decoded = _decode_parts(vae, grid, planned, means)
     decoded = family.decoded(decoded)
     expected = family.plan(tuple(latents.shape), options, vae.facts)
     if decoded.shape[-2:] != (expected.height, expected.width):
         # Only Sana's family plans another size than its latents give.
         decoded = _resize_and_crop(decoded, expected.height, expected.width)
-    return decoded, way
+    return decoded, _describe(vae, grid, planned)
 
 
-def _choose_mode(vae: LoadedVae, grid: Tensor, means: Means) -> Mode | None:
-    """Choose the fastest way that fits; None is a decode in one piece.
+def _decode_parts(vae: LoadedVae, grid: Tensor, planned: Plan, means: Means) -> Tensor:
+    """Decode so many pictures together as was planned, and those after them."""
+    parts = torch.split(grid, planned.at_once)
+    mode, banded = planned.mode, vae.banded
+    steps = banded.steps(tuple(parts[0].shape), mode) if banded and mode else None
+    means.on_plan(len(parts), steps)
 
-    Raises:
-        torch.OutOfMemoryError: not even the smallest fits.
-    """
-    if vae.banded is None:
-        return None
-    pixels = math.prod(grid.shape[-2:]) * vae.facts.spatial_factor**2
-    faster = vae.device.type == "cpu" and grid.dtype is torch.float32 and pixels >= BANDED_PIXELS
-    if not (faster or means.scarce):
-        return None
-    shape = tuple(grid.shape)
-    for mode in (Mode.FAST, Mode.BALANCED, Mode.SMALL):
-        needed = vae.banded.predicted_bytes(shape, mode)
-        if needed <= USABLE * means.available:
-            return mode
-    raise torch.OutOfMemoryError(
-        f"{needed / 1e9:.1f} GB are needed at least, {means.available / 1e9:.1f} GB are free"
-    )
+    def decode_part(part: Tensor) -> Tensor:
+        if banded is not None and mode is not None:
+            return banded.decode(part, mode, means.on_step)
+        arguments = vae.entry.layout.decode_arguments(part, vae.config)
+        decoded: Tensor = vae.module.decode(part, *arguments, return_dict=False)[0]  # type: ignore[operator]
+        return decoded
+
+    first = decode_part(parts[0])
+    if len(parts) == 1:
+        return first
+    decoded = first.new_empty(len(grid), *first.shape[1:])
+    decoded[: len(first)] = first
+    del first
+    for place, part in zip(torch.split(decoded, planned.at_once)[1:], parts[1:], strict=True):
+        place.copy_(decode_part(part))
+    return decoded
+
+
+def _describe(vae: LoadedVae, grid: Tensor, planned: Plan) -> Way:
+    if planned.mode is None:
+        return {"method": _method(vae, grid), "batch_size": planned.at_once}
+    return {"method": EXACT_BANDED, "mode": planned.mode.value, "batch_size": planned.at_once}
 
 
 def _resize_and_crop(decoded: Tensor, height: int, width: int) -> Tensor:
@@ -150,7 +148,7 @@ def _method(vae: LoadedVae, grid: Tensor) -> str:
     return TEMPORAL_TILES if grid.shape[2] > longest // vae.facts.temporal_factor else WHOLE
 
 
-def encode(vae: LoadedVae, pixels: Tensor, options: JobOptions) -> Tensor:
+def encode(vae: LoadedVae, pixels: Tensor, options: JobOptions) -> tuple[Tensor, Way]:
     """Encode checked pixels [B, 3, (F,) H, W] in [-1, 1]: the distribution's mode, scaled."""
     family = vae.entry.layout
     pixels = family.pixels(pixels.to(vae.device, DTYPES[vae.dtype]))
@@ -159,7 +157,8 @@ def encode(vae: LoadedVae, pixels: Tensor, options: JobOptions) -> Tensor:
         latents = encoded.latent_dist.mode()
     else:  # tiny and deep-compression autoencoders have no distribution
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent
-    return family.from_vae(latents, choose_normalization(vae.normalization, options))
+    scaled = family.from_vae(latents, choose_normalization(vae.normalization, options))
+    return scaled, {"method": WHOLE, "batch_size": len(pixels)}
 
 
 def render(decoded: Tensor, rendering: Rendering) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from darkroom_wire.jobs import JobOptions, Scaling, Task
 from . import decoding
 from .cache import VaeCache
 from .loading import LoadedVae, VaeLoadError
+from .planning import DoesNotFitError
 
 MAX_BATCH_VALUES = 1 << 18
 """Requests are joined up to so many latent values, sixteen SD pictures of 512 x 512 pixels.
@@ -41,6 +42,9 @@ STALL_SECONDS = 120.0
 CLEAR_SECONDS = 30.0
 """How long a request that is to be alone waits for what was decoded before to be stored."""
 
+USABLE = 0.8
+"""The part of the free memory that a decode may count on."""
+
 _log = get_logger("worker.engine")
 
 
@@ -56,10 +60,8 @@ class AbandonedError(Exception):
     """Nobody waits for the result any more."""
 
 
-ENCODED: Mapping[str, str] = {"method": decoding.WHOLE}
-
 BatchKey = tuple[object, ...]
-Made = tuple[list[Tensor], Mapping[str, str]]
+Made = tuple[list[Tensor], decoding.Way]
 """A tensor for each request of a batch, and how they were made."""
 
 
@@ -106,14 +108,13 @@ class DeviceRequest:
 class DeviceResult:
     """What came of a request: a decoded tensor as it was asked for, or latents.
 
-    `seconds` is the time that the device took for the batch, `batch_size` counts its pictures.
+    `seconds` is the time that the device took for all requests that it took together.
     """
 
     tensor: Tensor
     vae: LoadedVae
-    way: Mapping[str, str]
+    way: decoding.Way
     seconds: float
-    batch_size: int
 
 
 class Pulse:
@@ -135,8 +136,10 @@ class Pulse:
 class Engine:
     """Owns the device. `submit` may be called from any thread; everything else runs in one."""
 
-    def __init__(self, cache: VaeCache) -> None:
+    def __init__(self, cache: VaeCache, memory_budget: int | None = None) -> None:
+        """Take the VAEs, and the bytes that a decode may take; else it is what is free."""
         self._cache = cache
+        self._memory_budget = memory_budget
         self._waiting: deque[DeviceRequest] = deque()
         self._arrived = threading.Condition()
         self._watched: WeakSet[nn.Module] = WeakSet()
@@ -159,6 +162,10 @@ class Engine:
         with self._arrived:
             self._waiting.append(request)
             self._arrived.notify()
+
+    def budget(self) -> int:
+        """Count the bytes that a decode may take now."""
+        return self._memory_budget or int(USABLE * self._cache.available())
 
     def overdue(self, deadline: float) -> str | None:
         """Say what is wrong if the device has been at one thing for too long, in seconds."""
@@ -219,49 +226,49 @@ class Engine:
     ) -> None:
         started = time.perf_counter()
         made = self._try_model(vae, batch, scarce=scarce)
-        if made is None:
-            self._run_with_less(vae, batch, scarce=scarce)
+        if isinstance(made, str):
+            self._run_with_less(vae, batch, made, scarce=scarce)
             return
         tensors, way = made
         seconds = time.perf_counter() - started
-        pictures = sum(len(request.tensor) for request in batch)
         for request, tensor in zip(batch, tensors, strict=True):
-            request.future.set_result(DeviceResult(tensor, vae, way, seconds, pictures))
+            request.future.set_result(DeviceResult(tensor, vae, way, seconds))
 
-    def _run_with_less(self, vae: LoadedVae, batch: list[DeviceRequest], *, scarce: bool) -> None:
-        """Go on where memory is short: drop VAEs, halve the batch, decode in bands, give up."""
+    def _run_with_less(
+        self, vae: LoadedVae, batch: list[DeviceRequest], shortage: str, *, scarce: bool
+    ) -> None:
+        """Go on where memory is short: drop VAEs, halve the batch, in the least pieces, give up."""
         if self._cache.keep_only(vae.entry.name):
             self._run_batch(vae, batch, scarce=scarce)
         elif len(batch) > 1:
             middle = len(batch) // 2
             self._serve(batch[:middle])
             self._serve(batch[middle:])
-        elif vae.banded is not None and batch[0].options.task is Task.DECODE and not scarce:
+        elif batch[0].options.task is Task.DECODE and not scarce:
             self._run_batch(vae, batch, scarce=True)
         else:
             raise OutOfMemoryError(
                 f"{_what(batch[0])} of shape {list(batch[0].tensor.shape)} do not fit into the "
-                f"memory of {vae.device} with this VAE: send fewer or smaller pictures in one job"
+                f"memory of {vae.device} with this VAE: {shortage}; send fewer or smaller pictures "
+                "in one job"
             )
 
-    def _try_model(
-        self, vae: LoadedVae, batch: list[DeviceRequest], *, scarce: bool
-    ) -> Made | None:
-        """Run the model; None where memory is short.
+    def _try_model(self, vae: LoadedVae, batch: list[DeviceRequest], *, scarce: bool) -> Made | str:
+        """Run the model; where memory is short, say by how much.
 
         The error is not handed on: its traceback would keep the tensors of the failed run alive.
         """
         try:
             return self._run_model(vae, batch, scarce=scarce)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, DoesNotFitError) as error:
             _log.warning("engine.out_of_memory", vae=vae.entry.name, error=str(error))
-            return None
+            return str(error).partition("\n")[0]
 
     def _run_model(self, vae: LoadedVae, batch: list[DeviceRequest], *, scarce: bool) -> Made:
         task = batch[0].options.task
         self._watch(vae.module)
         self._batch, self._steps = batch, max(1, len(_layers(vae.module, task)))
-        means = decoding.Means(self._cache.available(), scarce, self._expect, self._beat)
+        means = decoding.Means(self.budget(), scarce, self._expect, self._beat)
         try:
             with self._busy():
                 for request in batch:
@@ -270,7 +277,7 @@ class Engine:
                 failpoints.reach("attempt.decoding")
                 tensor = torch.cat([request.tensor for request in batch])
                 if task is Task.ENCODE:
-                    made, way = decoding.encode(vae, tensor, batch[0].options), ENCODED
+                    made, way = decoding.encode(vae, tensor, batch[0].options)
                 else:
                     made, way = decoding.decode(vae, tensor, batch[0].options, means)
                 parts = torch.split(made, [len(request.tensor) for request in batch])
@@ -301,8 +308,8 @@ class Engine:
         for layer in (*_layers(module, Task.DECODE), *_layers(module, Task.ENCODE)):
             layer.register_forward_hook(self._beat)
 
-    def _expect(self, steps: int) -> None:
-        self._steps = max(1, steps)
+    def _expect(self, parts: int, steps: int | None) -> None:
+        self._steps = max(1, parts * (steps or self._steps))
 
     def _beat(self, *_: Any) -> None:
         self.pulse.beat()

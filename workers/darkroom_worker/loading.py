@@ -21,6 +21,7 @@ from darkroom_infra.families import Normalization, VaeFacts
 from darkroom_infra.records.transitions import VaeDetails
 
 from .banded import BandedDecoder, supports
+from .footprint import WholeDecode
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -67,6 +68,13 @@ class LoadedVae:
     def details(self) -> VaeDetails:
         """What pipelines ask of a VAE although another machine decodes."""
         return VaeDetails(self.config, read_buffers(self.module))
+
+    @cached_property
+    def whole(self) -> WholeDecode:
+        """Predicts the memory of a decode in one piece."""
+        return WholeDecode(
+            self.module, lambda grid: self.entry.layout.decode_arguments(grid, self.config)
+        )
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from darkroom_infra import failpoints
 from darkroom_infra.catalog import Catalog
 from darkroom_infra.keeper import Keeper, Sweeper
 from darkroom_infra.ledger import Ledger
+from darkroom_infra.memory import WorkerMemory
 from darkroom_infra.queue import DECODE_QUEUE, DEVELOP_TASK, make_celery, work
 from darkroom_infra.records import RecordsClient, RecordsUnavailableError, transitions
 from darkroom_infra.settings import Settings
@@ -23,9 +25,10 @@ from darkroom_infra.telemetry import get_logger
 
 from . import heap
 from .attempts import Developer
-from .cache import VaeCache, free_memory
-from .engine import Engine
-from .loading import choose_device, load, locate
+from .cache import VaeCache, free_memory, total_memory
+from .engine import USABLE, Engine
+from .loading import LoadedVae, choose_device, load, locate
+from .planning import least_need
 from .watchdog import watch
 
 PRESENCE_INTERVAL = timedelta(seconds=5)
@@ -48,7 +51,8 @@ def run(settings: Settings, catalog: Catalog) -> None:
     )
     records = RecordsClient(settings.redis_url)
     ledger = Ledger(ObjectStore(StoreConfig.from_settings(settings)))
-    engine = Engine(cache)
+    engine = Engine(cache, settings.memory_budget)
+    most = settings.memory_budget or int(USABLE * total_memory(device))
     developer = Developer(
         records, ledger, catalog, engine, timedelta(seconds=settings.lease_seconds)
     )
@@ -61,7 +65,7 @@ def run(settings: Settings, catalog: Catalog) -> None:
     watchdog = partial(watch, engine, developer, timedelta(seconds=settings.attempt_seconds))
     helpers = [
         threading.Thread(target=target, args=(stop,), daemon=True)
-        for target in (keeper.run, sweeper.run, watchdog, partial(_announce, records, cache))
+        for target in (keeper.run, sweeper.run, watchdog, partial(_announce, records, cache, most))
     ]
     for helper in helpers:
         helper.start()
@@ -74,13 +78,13 @@ def run(settings: Settings, catalog: Catalog) -> None:
         helper.join(HELPERS_SECONDS)
 
 
-def _announce(records: RecordsClient, cache: VaeCache, stop: threading.Event) -> None:
+def _announce(records: RecordsClient, cache: VaeCache, budget: int, stop: threading.Event) -> None:
     """Say every few seconds that this worker lives, and what it holds; at the end, that it left."""
     name = uuid.uuid4().hex
     lease = PRESENCE_LEASE
     while True:
         try:
-            _say_what_is_held(records, cache, name, lease)
+            _say_what_is_held(records, cache.held(), budget, name, lease)
         except RecordsUnavailableError as error:
             _log.warning("worker.not_announced", error=str(error))
         if lease is FAREWELL:
@@ -90,13 +94,18 @@ def _announce(records: RecordsClient, cache: VaeCache, stop: threading.Event) ->
 
 
 def _say_what_is_held(
-    records: RecordsClient, cache: VaeCache, worker: str, lease: timedelta
+    records: RecordsClient,
+    held: Mapping[str, LoadedVae],
+    budget: int,
+    worker: str,
+    lease: timedelta,
 ) -> None:
     """Send facts each time, and the details of a VAE only where the records have other ones."""
-    held = cache.held()
     facts = {name: vae.facts for name, vae in held.items()}
     details = {name: vae.details for name, vae in held.items()}
-    for name in records.run(transitions.presence(worker, lease, facts, details)):
+    needs = {name: need for name, vae in held.items() if (need := least_need(vae))}
+    memory = WorkerMemory(budget, needs)
+    for name in records.run(transitions.presence(worker, lease, facts, details, memory)):
         records.run(transitions.note_details(name, details[name]))
 
 

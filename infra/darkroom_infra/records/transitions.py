@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from darkroom_infra.families import VaeFacts
+from darkroom_infra.memory import MemoryNeed, WorkerMemory
 from darkroom_infra.queue import Doorbell
 from darkroom_wire.jobs import Priority
 
@@ -146,10 +147,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Presence:
-    """The VAEs that living workers hold, and the facts of every VAE that was ever loaded."""
+    """The VAEs that living workers hold, and what is known of every VAE that was ever loaded.
+
+    `budget` is the largest number of bytes that one of the living workers has for a decode; None
+    where none lives.
+    """
 
     loaded: frozenset[str]
     facts: Mapping[str, VaeFacts]
+    needs: Mapping[str, MemoryNeed] = field(default_factory=dict)
+    budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -494,14 +501,18 @@ def presence(
     lease: timedelta,
     vaes: Mapping[str, VaeFacts],
     details: Mapping[str, VaeDetails] = MappingProxyType({}),
+    memory: WorkerMemory | None = None,
 ) -> Call[frozenset[str]]:
-    """Say that a worker lives, and which VAEs it holds; read of which to `note_details`."""
+    """Say that a worker lives, what it holds and has; read of which VAEs to `note_details`."""
     held = json.dumps({name: asdict(facts) for name, facts in vaes.items()})
+    needs = {name: asdict(need) for name, need in memory.needs.items()} if memory else {}
+    budget = int(memory.budget) if memory else ""
     digests = {
         name: hashlib.sha1(known.to_json().encode(), usedforsecurity=False).hexdigest()
         for name, known in details.items()
     }
-    return Call("presence", (worker, _ms(lease), held, json.dumps(digests)), frozenset)
+    arguments = (worker, _ms(lease), held, json.dumps(digests), json.dumps(needs), budget)
+    return Call("presence", arguments, frozenset)
 
 
 def note_details(vae: str, details: VaeDetails) -> Call[bool]:
@@ -522,10 +533,12 @@ def loaded() -> Call[Presence]:
     """Read what the living workers hold."""
 
     def parse(answer: Any) -> Presence:
-        held, facts = answer
+        held, budgets, facts, needs = answer
         return Presence(
             frozenset(name for vaes in held for name in json.loads(vaes)),
             {name: VaeFacts(**json.loads(value)) for name, value in _pairs(facts).items()},
+            {name: MemoryNeed(**json.loads(value)) for name, value in _pairs(needs).items()},
+            max(map(int, budgets), default=None),
         )
 
     return Call("loaded", (), parse)

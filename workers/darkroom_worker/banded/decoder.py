@@ -23,6 +23,9 @@ from .resnet import Source, Stored, Upsampled, resnet
 from .streams import convolve
 from .structure import Level, structure
 
+FASTER_PIXELS = 256 * 256
+"""From so many pixels on a CPU decodes faster in bands."""
+
 TRIM_PIXELS = 1 << 16
 """From so many on, a block takes longer than the heap takes to be trimmed, by a hundred times."""
 
@@ -75,6 +78,12 @@ class BandedDecoder:
             self._decode(part, mode, on_step, out)
         return pictures
 
+    def is_faster(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether latents [B, C, h, w] decode faster in bands than in one piece."""
+        pixels = shape[-2] * shape[-1] * self._structure.factor**2
+        at_home = self._device.type == "cpu" and self._dtype is torch.float32
+        return at_home and pixels >= FASTER_PIXELS
+
     def steps(self, shape: tuple[int, ...], mode: Mode) -> int:
         """Count how many times `on_step` will be called for latents of a shape [B, C, h, w]."""
         groups = self._groups(shape)
@@ -91,11 +100,6 @@ class BandedDecoder:
         kept = working_bytes(layers, plan(layers, largest, mode), largest)
         spent = HEAP_BYTES if self._device.type == "cpu" else 0
         return pictures.bytes(layers.conv_out.out_channels) + kept + spent
-
-    def choose(self, shape: tuple[int, ...], budget: int) -> Mode | None:
-        """Choose the fastest mode that is predicted to take at most so many bytes, or none."""
-        within = (mode for mode in Mode if self.predicted_bytes(shape, mode) <= budget)
-        return next(within, None)
 
     def _at_once(self, batch: int) -> int:
         return 1 if self._device.type == "cpu" else batch

@@ -49,10 +49,10 @@ class MapShape:
 
 
 class RowMap(ABC, Generic[T]):
-    """A map [B, H, W, C], stored as bands of `shape.band` rows that exist once they are written.
+    """A map [B, H, W, C], stored as bands of `shape.band` rows.
 
-    Rows are counted from the top. Memory of a band is freed by `release`. `step` is called for
-    every piece that is read.
+    Rows are counted from the top. A band takes memory from when it is written until `release`.
+    `step` is called for every piece that is read.
     """
 
     def __init__(self, shape: MapShape, step: Callable[[], None]) -> None:
@@ -71,8 +71,7 @@ class RowMap(ABC, Generic[T]):
         taken = 0
         for index, first, last in self._pieces(start, start + rows.shape[1]):
             if self._bands[index] is None:
-                height = min(self.shape.band, self.shape.height - index * self.shape.band)
-                self._bands[index] = self._allocate(height, rows)
+                self._make_room(index, rows)
             self._store(self._band(index), first, rows[:, taken : taken + last - first])
             taken += last - first
 
@@ -101,6 +100,17 @@ class RowMap(ABC, Generic[T]):
             last = min(size, first + stop - start)
             yield index, first, last
             start += last - first
+
+    def _make_room(self, index: int, like: Tensor) -> None:
+        """Make room for a band, and in main memory for all after it.
+
+        Pages take no memory before they are written. But the small objects that hold them, made
+        one by one among the large ones of a stream, would keep the heap from using that again.
+        """
+        stop = len(self._bands) if like.device.type == "cpu" else index + 1
+        for band in range(index, stop):
+            height = min(self.shape.band, self.shape.height - band * self.shape.band)
+            self._bands[band] = self._allocate(height, like)
 
     def _band(self, index: int) -> T:
         band = self._bands[index]
@@ -162,7 +172,7 @@ class PackedMap(RowMap[_Packed]):
         return _Packed(
             allocate(like, size, torch.int16),
             allocate(like, size, torch.uint8),
-            like.new_empty(batch, height, 1, channels),
+            allocate(like, (batch, height, 1, channels), like.dtype),
         )
 
     def _load(self, band: _Packed, first: int, last: int) -> Tensor:

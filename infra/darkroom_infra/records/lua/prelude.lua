@@ -19,6 +19,7 @@
 --   backlog    hash   queued jobs by VAE
 --   facts      hash   what latents are checked against, by VAE, as workers that loaded it said
 --   details    hash   its configuration and statistics, likewise
+--   needs      hash   the memory that it needs, likewise
 --   epoch      string present once records and ledger agree
 local function key(name) return KEYS[1] .. name end
 local function job_key(id) return KEYS[1] .. 'job:' .. id end
