@@ -67,7 +67,11 @@ def write_docs() -> None:
         path = RESULTS / f"{name}.json"
         if path.exists():
             result = json.loads(path.read_text())
-            text = f"{_section(name).table(result)}\n\n{describe(result['environment'])}"
+            parts = [_section(name).table(result), describe(result["environment"])]
+            if name in plots.PLOTS:
+                caption, _ = plots.PLOTS[name]
+                parts.append(f"![{caption}](plots/{name}.svg)")
+            text = "\n\n".join(parts)
             replace_generated(PAGE, name, text)
     plots.draw(RESULTS, PAGE.parent / "plots")
 

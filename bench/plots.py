@@ -22,7 +22,7 @@ SIZE = (10.0, 4.0)
 def draw(results: Path, folder: Path) -> None:
     """Draw a plot for each section that was measured and has one."""
     folder.mkdir(exist_ok=True)
-    for name, make in PLOTS.items():
+    for name, (_, make) in PLOTS.items():
         path = results / f"{name}.json"
         if path.exists():
             figure = make(json.loads(path.read_text()))
@@ -84,8 +84,9 @@ def _label(axis: Axes, x: str, y: str, ticks: list[int]) -> None:
     axis.legend(fontsize="small")
 
 
-PLOTS: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
-    "decode": _decode,
-    "peers": _peers,
-    "load": _load,
+PLOTS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
+    "decode": ("Time and memory against resolution", _decode),
+    "peers": ("Pictures a second and latency against clients", _peers),
+    "load": ("A submission's time and a job's bytes against the backlog", _load),
 }
+"""For each section that has one, what the plot shows, and how it is drawn."""

@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from darkroom_infra.families import VaeFacts
-from darkroom_infra.memory import MemoryNeed, WorkerMemory
 from darkroom_infra.ledger import ending
+from darkroom_infra.memory import MemoryNeed, WorkerMemory
 from darkroom_infra.queue import DECODE_QUEUE
 from darkroom_infra.records import JobSpec, RecordsClient, RecordsUnavailableError, State
 from darkroom_infra.records import transitions as steps
@@ -375,7 +375,7 @@ def test_presence_ends_by_itself(records: RecordsClient) -> None:
 
 
 def test_needs_outlive_workers_and_budgets_do_not(records: RecordsClient) -> None:
-    """What a VAE needs stays known; what there is to meet it is the most that a living worker has."""
+    """What a VAE needs stays known; the memory for it is the most that a living worker has."""
     need = MemoryNeed(per_pixel=400.5, per_frame_pixel=0.0, per_result=12.0)
     for worker, budget, needs in (("large", 3 << 33, {"demo": need}), ("small", 1 << 20, {})):
         records.run(steps.presence(worker, LEASE, {}, {}, WorkerMemory(budget, needs)))
