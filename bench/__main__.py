@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 
+GPU = "gpu"
+"""A section that `python -m bench.gpu` measures, on a machine that has one."""
+
 SECTIONS = ("decode", "encoders", "load", "latency", "throughput", "peers")
 
 
@@ -63,7 +66,7 @@ def _measure(name: str, *, quick: bool) -> None:
 
 def write_docs() -> None:
     """Put every result there is into the page, and draw the plots."""
-    for name in SECTIONS:
+    for name in (*SECTIONS, GPU):
         path = RESULTS / f"{name}.json"
         if path.exists():
             result = json.loads(path.read_text())

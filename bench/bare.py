@@ -1,4 +1,6 @@
-"""Decodes in a bare loop: `python -m bench.bare CATALOG VAE SIZE COUNT`, prints pictures a second.
+"""Decodes in a bare loop: `python -m bench.bare CATALOG VAE SIZE COUNT [DEVICE DTYPE]`.
+
+It prints pictures a second.
 
 The worker's own fastest decode, and nothing around it but turning what comes out into pixels.
 """
@@ -19,16 +21,18 @@ from darkroom_worker.loading import load, locate
 from .vaes import random_latents
 
 
-def main(catalog: Path, vae: str, size: int, count: int) -> float:
+def main(
+    catalog: Path, vae: str, size: int, count: int, device: str = "cpu", dtype: str = "auto"
+) -> float:
     """Decode one picture after the other, and count pictures a second."""
     heap.give_back_large()
     entry = Catalog.load(catalog)[vae]
-    loaded = load(entry, locate(entry), device=torch.device("cpu"), dtype="auto")
+    loaded = load(entry, locate(entry), device=torch.device(device), dtype=dtype)
     options, latents = JobOptions(vae=vae), random_latents(size)
 
     def decode() -> None:
         decoded, _ = decoding.decode(loaded, latents, options)
-        decoding.to_pixels(decoded)
+        decoding.to_pixels(decoded).cpu()  # on a GPU this waits for it
 
     with torch.inference_mode():
         decode()
@@ -39,5 +43,5 @@ def main(catalog: Path, vae: str, size: int, count: int) -> float:
 
 
 if __name__ == "__main__":
-    _, catalog, vae, size, count = sys.argv
-    print(main(Path(catalog), vae, int(size), int(count)))
+    _, catalog, vae, size, count, *rest = sys.argv
+    print(main(Path(catalog), vae, int(size), int(count), *rest))

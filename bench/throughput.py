@@ -53,15 +53,15 @@ async def _run(vae: str, size: int, count: int, rounds: int, jobs: int) -> dict[
         site = installation.site(0, catalog=str(catalog))
         contenders = [darkroom(site, vae), plain_celery(installation, folder / vae)]
         for contender in contenders:
-            await _rate(contender, size, 1)
+            await rate(contender, size, 1)
         for _ in range(rounds):
-            rates[BARE].append(_bare(catalog, vae, size, count))
+            rates[BARE].append(bare(catalog, vae, size, count))
             for contender in contenders:
-                rates[contender.name].append(await _rate(contender, size, jobs))
+                rates[contender.name].append(await rate(contender, size, jobs))
     return {name: Spread.of(found).json() for name, found in rates.items()}
 
 
-async def _rate(contender: Contender, size: int, jobs: int) -> float:
+async def rate(contender: Contender, size: int, jobs: int) -> float:
     """Submit all jobs at once, and wait for all pictures."""
     body = latents(1, 4, size // 8, size // 8)
     timeout = aiohttp.ClientTimeout(total=3600)
@@ -70,8 +70,9 @@ async def _rate(contender: Contender, size: int, jobs: int) -> float:
         return (await measure(lambda _: contender.picture(http, body), jobs, jobs)).rate
 
 
-def _bare(catalog: Path, vae: str, size: int, count: int) -> float:
-    command = [sys.executable, "-m", "bench.bare", str(catalog), vae, str(size), str(count)]
+def bare(catalog: Path, vae: str, size: int, count: int, *where: str) -> float:
+    """Decode in a process of its own, on a device and in a dtype; count pictures a second."""
+    command = [sys.executable, "-m", "bench.bare", str(catalog), vae, str(size), str(count), *where]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout)
 

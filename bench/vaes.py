@@ -19,11 +19,13 @@ CONTRAST = 2.0
 """What the last convolution's weights are multiplied with: outputs then deviate by about 0.8."""
 
 
-def kl(widths: tuple[int, ...] = WIDTHS, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """Make an AutoencoderKL."""
+def kl(
+    widths: tuple[int, ...] = WIDTHS, dtype: torch.dtype = torch.float32, channels: int = 4
+) -> AutoencoderKL:
+    """Make an AutoencoderKL for latents of so many channels."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
-        latent_channels=4,
+        latent_channels=channels,
         block_out_channels=widths,
         layers_per_block=2,
         down_block_types=("DownEncoderBlock2D",) * len(widths),
@@ -47,10 +49,12 @@ VAES: Mapping[str, Callable[[], nn.Module]] = {
 }
 
 
-def random_latents(size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Make the latents of a picture of so many pixels a side, [1, 4, h, w]."""
+def random_latents(
+    size: int, dtype: torch.dtype = torch.float32, channels: int = 4, batch: int = 1
+) -> Tensor:
+    """Make the latents of pictures of so many pixels a side, [B, C, h, w]."""
     torch.manual_seed(1)
-    return torch.randn(1, 4, size // 8, size // 8).to(dtype)
+    return torch.randn(batch, channels, size // 8, size // 8).to(dtype)
 
 
 def save(folder: Path) -> Path:

@@ -1,0 +1,97 @@
+"""The GPU benchmark: it runs from start to end, and measures nothing where pictures are wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import floors, gpu, gpu_check, gpu_table
+from bench.subjects import QUICK, Subject
+from darkroom_worker.banded import BandedDecoder
+
+SMALL = replace(QUICK, subjects=QUICK.subjects[:1], dtypes=[torch.bfloat16])
+
+
+def test_it_runs_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything but the service is measured with little work, and each way has its row."""
+    monkeypatch.setattr(gpu, "QUICK", SMALL)
+    gpu.main(["--quick", "--device", "cpu", "--no-service"])
+    printed = capsys.readouterr().out
+    for way in (*gpu.PEERS, "bands, `fast`", "bands, `balanced`", "bands, `small`"):
+        assert f"| {way} |" in printed
+    assert "of the arithmetic floor" in printed
+    assert not gpu.RESULT.exists()
+
+
+def test_wrong_pictures_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that is a little off ends the program, which names the dtype and the mode."""
+    decode = BandedDecoder.decode
+
+    def off(self: BandedDecoder, *arguments: Any) -> torch.Tensor:
+        return decode(self, *arguments) + 0.05
+
+    monkeypatch.setattr(gpu, "QUICK", SMALL)
+    monkeypatch.setattr(BandedDecoder, "decode", off)
+    with pytest.raises(SystemExit, match=r"bfloat16, 8 x 8, small: .* instead of at most"):
+        gpu.main(["--quick", "--device", "cpu", "--no-service"])
+
+
+def test_not_a_number_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture without numbers has no distance that could be too large."""
+    monkeypatch.setattr(BandedDecoder, "decode", lambda self, z, mode: torch.full((1,), torch.nan))
+    with pytest.raises(gpu_check.WrongPicturesError, match="nan"):
+        gpu_check.check(SMALL, torch.device("cpu"))
+
+
+def test_full_size_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """A CPU is only for a try."""
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu"])
+    assert "--quick" in capsys.readouterr().err
+
+
+def test_the_work_of_stable_diffusions_decoder_is_known() -> None:
+    """2.48 TFLOP for 512 x 512 pixels as diffusers computes, 2.09 with merged convolutions."""
+    meta = torch.device("meta")
+    subject = Subject("SD", 4, (128, 256, 512, 512))
+    work = floors.count(
+        subject.vae(torch.bfloat16, meta), subject.latents(512, torch.bfloat16, meta)
+    )
+    assert work.whole_flops == pytest.approx(2.48e12, rel=0.02)
+    assert work.flops == pytest.approx(2.09e12, rel=0.02)
+    assert work.milliseconds({"bfloat16": 1000, "copy": 2}, "bfloat16") == {
+        "arithmetic": pytest.approx(work.flops / 1e12),
+        "memory": pytest.approx(work.bytes / 2e9),
+    }
+
+
+def test_what_failed_is_told() -> None:
+    """A way that needs more memory than there is has a row that says so, and the others theirs."""
+    spread = {"p50": 2.0, "least": 1.0, "most": 3.0}
+    found = {"milliseconds": spread, "host_milliseconds": 1.0, "bytes": 4_000_000}
+    row = {
+        "subject": "SD",
+        "dtype": "float16",
+        "size": 512,
+        "work": {"flops": 1e12, "whole_flops": 2e12, "bytes": 1e9},
+        "floor_milliseconds": {"arithmetic": 1.0, "memory": 0.5},
+        "ways": {gpu.WHOLE: {"failed": "out of memory"}, "fast": found},
+    }
+    result = {
+        "card": {"name": "A card"},
+        "rates": {"float16": 100.0, "copy": 1.0},
+        "checked": [],
+        "decodes": [row],
+        "bands": {**row, "working_bytes": {"1048576": {"failed": "out of memory"}}},
+        "batches": {**row, "ways": {"fast": {"1": found}}},
+        "service": {"failed": "StartError: no servers"},
+    }
+    printed = gpu_table.table(result)
+    assert f"| {gpu.WHOLE} | out of memory |" in printed
+    assert "| bands, `fast` | 2.00 (1.00 to 3.00) |  | 4 MB |  | 50% | 25% | 1.0 |" in printed
+    assert "StartError: no servers" in printed
