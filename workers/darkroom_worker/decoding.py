@@ -7,7 +7,6 @@ Shapes: latents [B, …] in any layout of their family; the VAE's input [B, C, h
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,10 +24,7 @@ from .pictures import prepare_pixels
 
 WHOLE = "whole"
 TEMPORAL_TILES = "temporal-tiles"
-EXACT_BANDED = "exact-banded"
 
-BANDED_PIXELS = 256 * 256
-"""From so many pixels on a CPU decodes faster in bands."""
 
 USABLE = 0.8
 """The part of the free memory that a decode may count on."""
@@ -93,7 +89,9 @@ def decode(
     else:
         means.on_steps(vae.banded.steps(tuple(grid.shape), mode))
         decoded = vae.banded.decode(grid, mode, means.on_step)
-        way = {"method": EXACT_BANDED, "mode": mode.value}
+        way = {"method": vae.banded.method}
+        if len(vae.banded.modes) > 1:
+            way["mode"] = mode.value
     decoded = family.decoded(decoded)
     expected = family.plan(tuple(latents.shape), options, vae.facts)
     if decoded.shape[-2:] != (expected.height, expected.width):
@@ -108,14 +106,12 @@ def _choose_mode(vae: LoadedVae, grid: Tensor, means: Means) -> Mode | None:
     Raises:
         torch.OutOfMemoryError: not even the smallest fits.
     """
-    if vae.banded is None:
-        return None
-    pixels = math.prod(grid.shape[-2:]) * vae.facts.spatial_factor**2
-    faster = vae.device.type == "cpu" and grid.dtype is torch.float32 and pixels >= BANDED_PIXELS
-    if not (faster or means.scarce):
-        return None
     shape = tuple(grid.shape)
-    for mode in (Mode.FAST, Mode.BALANCED, Mode.SMALL):
+    if vae.banded is None or not vae.banded.applies(shape):
+        return None
+    if not (vae.banded.is_faster(shape) or means.scarce):
+        return None
+    for mode in vae.banded.modes:
         needed = vae.banded.predicted_bytes(shape, mode)
         if needed <= USABLE * means.available:
             return mode

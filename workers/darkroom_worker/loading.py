@@ -21,6 +21,7 @@ from darkroom_infra.families import Normalization, VaeFacts
 from darkroom_infra.records.transitions import VaeDetails
 
 from .banded import BandedDecoder, supports
+from .streamed import ExactDecoder, stream
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -52,7 +53,7 @@ class VaeLoadError(Exception):
 
 @dataclass(frozen=True)
 class LoadedVae:
-    """A VAE on a device, ready to decode; `banded` where its decoder can also do so in bands."""
+    """A VAE on a device, ready to decode; `banded` where that also goes piece by piece, exactly."""
 
     entry: VaeEntry
     module: nn.Module
@@ -61,7 +62,7 @@ class LoadedVae:
     normalization: Normalization
     dtype: str
     device: torch.device
-    banded: BandedDecoder | None = None
+    banded: ExactDecoder | None = None
 
     @cached_property
     def details(self) -> VaeDetails:
@@ -136,7 +137,7 @@ def load(entry: VaeEntry, files: VaeFiles, *, device: torch.device, dtype: str) 
         raise VaeLoadError(f"VAE {entry.name}: {files.folder}: {error}") from error
     module.to(device).eval().requires_grad_(requires_grad=False)
     normalization = entry.layout.normalization(config, *read_statistics(module))
-    banded = BandedDecoder(module) if supports(module) else None
+    banded = BandedDecoder(module) if supports(module) else stream(module)
     return LoadedVae(entry, module, config, facts, normalization, name, device, banded)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -23,6 +24,9 @@ from .resnet import Source, Stored, Upsampled, resnet
 from .streams import convolve
 from .structure import Level, structure
 
+FASTER_PIXELS = 256 * 256
+"""From so many pixels on a CPU decodes faster in bands."""
+
 TRIM_PIXELS = 1 << 16
 """From so many on, a block takes longer than the heap takes to be trimmed, by a hundred times."""
 
@@ -41,6 +45,9 @@ class BandedDecoder:
     memory of its own between decodes.
     """
 
+    method: Final = "exact-banded"
+    modes: Final = tuple(Mode)
+
     def __init__(self, vae: nn.Module) -> None:
         """Take a VAE.
 
@@ -50,6 +57,11 @@ class BandedDecoder:
         self._structure = structure(vae)
         weight = self._structure.conv_in.weight
         self._dtype, self._device = weight.dtype, weight.device
+
+    def applies(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether latents of a shape can be decoded so: all can."""
+        del shape
+        return True
 
     @torch.inference_mode()
     def decode(
@@ -74,6 +86,12 @@ class BandedDecoder:
         for part, out in zip(torch.split(z, at_once), torch.split(pictures, at_once), strict=True):
             self._decode(part, mode, on_step, out)
         return pictures
+
+    def is_faster(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether latents [B, C, h, w] decode faster in bands than in one piece."""
+        pixels = shape[-2] * shape[-1] * self._structure.factor**2
+        at_home = self._device.type == "cpu" and self._dtype is torch.float32
+        return at_home and pixels >= FASTER_PIXELS
 
     def steps(self, shape: tuple[int, ...], mode: Mode) -> int:
         """Count how many times `on_step` will be called for latents of a shape [B, C, h, w]."""
