@@ -24,7 +24,6 @@ from .planning import Plan, plan
 
 WHOLE = "whole"
 TEMPORAL_TILES = "temporal-tiles"
-EXACT_BANDED = "exact-banded"
 
 Way = Mapping[str, str | int]
 """How something was made, for the job's provenance: `method`, `mode`, `batch_size`."""
@@ -94,13 +93,13 @@ def decode(
 def _decode_parts(vae: LoadedVae, grid: Tensor, planned: Plan, means: Means) -> Tensor:
     """Decode so many pictures together as was planned, and those after them."""
     parts = torch.split(grid, planned.at_once)
-    mode, banded = planned.mode, vae.banded
-    steps = banded.steps(tuple(parts[0].shape), mode) if banded and mode else None
+    mode, exact = planned.mode, vae.exact
+    steps = exact.steps(tuple(parts[0].shape), mode) if exact and mode else None
     means.on_plan(len(parts), steps)
 
     def decode_part(part: Tensor) -> Tensor:
-        if banded is not None and mode is not None:
-            return banded.decode(part, mode, means.on_step)
+        if exact is not None and mode is not None:
+            return exact.decode(part, mode, means.on_step)
         arguments = vae.entry.layout.decode_arguments(part, vae.config)
         decoded: Tensor = vae.module.decode(part, *arguments, return_dict=False)[0]  # type: ignore[operator]
         return decoded
@@ -117,9 +116,10 @@ def _decode_parts(vae: LoadedVae, grid: Tensor, planned: Plan, means: Means) -> 
 
 
 def _describe(vae: LoadedVae, grid: Tensor, planned: Plan) -> Way:
-    if planned.mode is None:
+    if planned.mode is None or vae.exact is None:
         return {"method": _method(vae, grid), "batch_size": planned.at_once}
-    return {"method": EXACT_BANDED, "mode": planned.mode.value, "batch_size": planned.at_once}
+    mode = {"mode": planned.mode.value} if len(vae.exact.modes) > 1 else {}
+    return {"method": vae.exact.method, **mode, "batch_size": planned.at_once}
 
 
 def _resize_and_crop(decoded: Tensor, height: int, width: int) -> Tensor:

@@ -22,6 +22,7 @@ from darkroom_infra.records.transitions import VaeDetails
 
 from .banded import BandedDecoder, supports
 from .footprint import WholeDecode
+from .streamed import ExactDecoder, stream
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -53,7 +54,7 @@ class VaeLoadError(Exception):
 
 @dataclass(frozen=True)
 class LoadedVae:
-    """A VAE on a device, ready to decode; `banded` where its decoder can also do so in bands."""
+    """A VAE on a device, ready to decode; `exact` where that also goes piece by piece, exactly."""
 
     entry: VaeEntry
     module: nn.Module
@@ -62,7 +63,7 @@ class LoadedVae:
     normalization: Normalization
     dtype: str
     device: torch.device
-    banded: BandedDecoder | None = None
+    exact: ExactDecoder | None = None
 
     @cached_property
     def details(self) -> VaeDetails:
@@ -144,8 +145,8 @@ def load(entry: VaeEntry, files: VaeFiles, *, device: torch.device, dtype: str) 
         raise VaeLoadError(f"VAE {entry.name}: {files.folder}: {error}") from error
     module.to(device).eval().requires_grad_(requires_grad=False)
     normalization = entry.layout.normalization(config, *read_statistics(module))
-    banded = BandedDecoder(module) if supports(module) else None
-    return LoadedVae(entry, module, config, facts, normalization, name, device, banded)
+    exact = BandedDecoder(module) if supports(module) else stream(module)
+    return LoadedVae(entry, module, config, facts, normalization, name, device, exact)
 
 
 def _complete(config: Mapping[str, Any], module: nn.Module) -> Mapping[str, Any]:

@@ -67,25 +67,26 @@ def plan(vae: LoadedVae, shape: Shape, budget: int, *, scarce: bool = False) -> 
 def predicted_bytes(vae: LoadedVae, mode: Mode | None, shape: Shape, at_once: int) -> int | None:
     """Predict what a way takes at most, the results counted in; None where nobody knows."""
     part = (at_once, *shape[1:])
-    if mode is not None and vae.banded is not None:
-        needed = vae.banded.predicted_bytes(part, mode)
+    if mode is not None and vae.exact is not None:
+        needed = vae.exact.predicted_bytes(part, mode)
         if at_once == shape[0]:
             return needed
     whole = vae.whole.predict(part)
     if whole is None:
         return None
-    if mode is None or vae.banded is None:
+    if mode is None or vae.exact is None:
         needed = whole.peak_bytes
     return needed + whole.result_bytes * (shape[0] - at_once) // at_once
 
 
 def _modes(vae: LoadedVae, shape: Shape, *, scarce: bool) -> tuple[Mode | None, ...]:
     """Order the ways, the fastest first."""
-    if vae.banded is None:
+    exact = vae.exact
+    if exact is None or not exact.applies(shape):
         return (None,)
-    if scarce or vae.banded.is_faster(shape):
-        return tuple(Mode)
-    return (None, *Mode)
+    if scarce or exact.is_faster(shape):
+        return exact.modes
+    return (None, *exact.modes)
 
 
 def _halves(count: int) -> Iterator[int]:
@@ -126,8 +127,8 @@ def _least(vae: LoadedVae, shape: Shape) -> _Point | None:
     if whole is None:
         return None
     ways = [whole.peak_bytes]
-    if vae.banded is not None:
-        ways += [vae.banded.predicted_bytes(shape, mode) for mode in Mode]
+    if vae.exact is not None and vae.exact.applies(shape):
+        ways += [vae.exact.predicted_bytes(shape, mode) for mode in vae.exact.modes]
     _, _, *frames, height, width = whole.shape
     return _Point(height * width, math.prod(frames), min(ways), whole.result_bytes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -44,6 +45,9 @@ class BandedDecoder:
     memory of its own between decodes.
     """
 
+    method: Final = "exact-banded"
+    modes: Final = tuple(Mode)
+
     def __init__(self, vae: nn.Module) -> None:
         """Take a VAE.
 
@@ -53,6 +57,11 @@ class BandedDecoder:
         self._structure = structure(vae)
         weight = self._structure.conv_in.weight
         self._dtype, self._device = weight.dtype, weight.device
+
+    def applies(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether latents of a shape can be decoded so: all can."""
+        del shape
+        return True
 
     @torch.inference_mode()
     def decode(

@@ -60,7 +60,7 @@ def supports(vae: nn.Module) -> bool:
     if post_quant is not None:
         parts = (*parts, post_quant)
     return (
-        not any(_is_patched(part) for part in parts)
+        not any(is_patched(part) for part in parts)
         and not {"decode", "_decode"} & vars(vae).keys()
         and (post_quant is None or _is_convolution(post_quant, 1))
         and _is_decoder(decoder)
@@ -120,7 +120,7 @@ def _is_decoder(decoder: Any) -> bool:
     )
 
 
-def _is_patched(part: nn.Module) -> bool:
+def is_patched(part: nn.Module) -> bool:
     """Tell whether calling a module does something else before or instead of its `forward`.
 
     Hooks that run afterwards are passed over: the engine feels the pulse by them.

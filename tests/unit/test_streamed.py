@@ -1,0 +1,182 @@
+"""The exact decode of videos as a stream of frames: the frames of `vae.decode`, in less memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from darkroom_worker.footprint import Footprint
+from darkroom_worker.streamed import FrameStream, stream
+from tests.pipelines import CASES
+from tests.vaes import make_kl
+
+FRAMEWISE = ["wan-2.1", "wan-2.2", "qwen-image"]
+"""The cases whose VAEs decode frame by frame and keep what the next frame needs."""
+
+SHAPES = [(1, 1, 4, 4), (1, 2, 3, 5), (1, 3, 1, 2), (2, 6, 5, 3)]
+"""The batch, and the frames, height and width of latents."""
+
+
+def latents(vae: Any, batch: int, frames: int, height: int, width: int) -> Tensor:
+    """Make random latents."""
+    generator = torch.Generator().manual_seed(frames * 10000 + height * 100 + width)
+    return torch.randn(batch, vae.config.z_dim, frames, height, width, generator=generator)
+
+
+@torch.inference_mode()
+def whole(vae: Any, z: Tensor) -> Tensor:
+    """Decode as diffusers does."""
+    decoded: Tensor = vae.decode(z, return_dict=False)[0]
+    return decoded
+
+
+def tensor_bytes(run: Callable[[], object]) -> int:
+    """Count the most bytes that tensors hold at once; what libraries hold is not counted."""
+    footprint = Footprint("none")
+    with torch.inference_mode(), footprint:
+        run()
+    return footprint.peak
+
+
+@pytest.fixture(scope="module", params=FRAMEWISE)
+def framewise(request: pytest.FixtureRequest) -> Any:
+    """A VAE with the real structure and few channels."""
+    return CASES[request.param].make_vae()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frames_are_those_of_diffusers_to_the_last_bit(
+    framewise: Any, shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    """One frame or many, odd sizes and batches: the clamped, unpatchified frames are the same."""
+    vae = type(framewise).from_config(framewise.config).eval()
+    vae.load_state_dict(framewise.state_dict())
+    nn.Module.to(vae, dtype)
+    z = latents(vae, *shape).to(dtype) * 2
+    expected = whole(vae, z)
+    assert expected.float().std() > 0.05
+    decoded = FrameStream(vae).decode(z)
+    assert decoded.dtype == dtype
+    assert torch.equal(decoded, expected)
+
+
+def test_clamped_values_are_clamped(framewise: Any) -> None:
+    """Frames beyond [-1, 1] are cut off there, as diffusers does."""
+    z = latents(framewise, 1, 3, 4, 4) * 50
+    expected = whole(framewise, z)
+    assert (expected.abs() == 1).any(), "nothing to clamp"
+    assert torch.equal(FrameStream(framewise).decode(z), expected)
+
+
+def test_memory_does_not_grow_with_the_frames() -> None:
+    """Each further frame takes its own bytes, and its latents', while diffusers takes twice."""
+    vae = CASES["wan-2.1"].make_vae()
+    decoder = FrameStream(vae)
+    short, long = latents(vae, 1, 30, 1, 1), latents(vae, 1, 36, 1, 1)
+    results = [decoder.decode(z).nbytes for z in (short, long)]
+    growth = results[1] - results[0] + long.nbytes - short.nbytes
+    streamed = [tensor_bytes(partial(decoder.decode, z)) for z in (short, long)]
+    assert streamed[1] - streamed[0] <= growth
+    in_one = [tensor_bytes(partial(whole, vae, z)) for z in (short, long)]
+    assert in_one[1] - in_one[0] > 1.5 * growth
+
+
+def test_memory_is_predicted_for_any_number_of_frames(framewise: Any) -> None:
+    """The prediction counts the first frames, and the bytes of those that follow."""
+    decoder = FrameStream(framewise)
+    shapes = [tuple(latents(framewise, 1, count, 4, 4).shape) for count in (3, 4, 100)]
+    three, four, hundred = (decoder.predicted_bytes(shape) for shape in shapes)
+    assert hundred - three == 97 * (four - three)
+    z = latents(framewise, 1, 4, 4, 4)
+    extra = decoder.decode(z).nbytes - decoder.decode(z[:, :, :3]).nbytes
+    assert four - three == extra
+
+
+def test_a_prediction_computes_nothing(framewise: Any) -> None:
+    """Memory can be predicted for videos that would fill any machine."""
+    decoder = FrameStream(framewise)
+    huge = (1, framewise.config.z_dim, 1000, 1000, 1000)
+    assert decoder.predicted_bytes(huge) > 1 << 40
+
+
+def test_a_decode_can_be_abandoned_at_any_frame(framewise: Any) -> None:
+    """What `on_step` raises comes out; nothing is kept, and the next decode is as good as ever."""
+
+    class StopError(Exception):
+        pass
+
+    decoder = FrameStream(framewise)
+    z = latents(framewise, 1, 4, 3, 2)
+    expected = whole(framewise, z)
+    kept = list(framewise._feat_map)
+    for stop in range(4):
+        left = iter(range(stop))
+
+        def step(left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise StopError
+
+        with pytest.raises(StopError):
+            decoder.decode(z, on_step=step)
+        assert framewise._feat_map == kept
+        assert torch.equal(decoder.decode(z), expected)
+
+
+def test_steps_are_frames_and_their_layers(framewise: Any) -> None:
+    """A step is told before each latent frame; layers that are listened to are counted too."""
+    decoder = FrameStream(framewise)
+    z = latents(framewise, 1, 3, 2, 2)
+    told: list[None] = []
+    decoder.decode(z, on_step=lambda: told.append(None))
+    assert len(told) == 3
+    layers = [part for part in framewise.decoder.modules() if not any(part.children())]
+    assert decoder.steps(tuple(z.shape)) == 3 * (1 + len(layers))
+
+
+def _tiled(vae: Any) -> None:
+    vae.enable_tiling()
+
+
+def _sliced(vae: Any) -> None:
+    vae.enable_slicing()
+
+
+def _training(vae: Any) -> None:
+    vae.train()
+
+
+def _patched(vae: Any) -> None:
+    vae.decoder.conv_in.forward = vae.decoder.conv_in.forward
+
+
+def _other_decode(vae: Any) -> None:
+    vae._decode = vae._decode
+
+
+@pytest.mark.parametrize("change", [_tiled, _sliced, _training, _patched, _other_decode])
+@pytest.mark.parametrize("name", FRAMEWISE)
+def test_what_decodes_otherwise_is_left_to_diffusers(
+    name: str, change: Callable[[Any], None]
+) -> None:
+    """A VAE that tiles, slices or was changed is not one whose picture is known."""
+    vae = CASES[name].make_vae()
+    assert isinstance(stream(vae), FrameStream)
+    change(vae)
+    assert stream(vae) is None
+    with pytest.raises(ValueError, match=type(vae).__name__):
+        FrameStream(vae)
+
+
+def test_other_classes_are_left_to_diffusers() -> None:
+    """Pictures' VAEs and subclasses have no frames that stream."""
+    vae = CASES["wan-2.1"].make_vae()
+    subclass: Any = type("Other", (type(vae),), {})
+    other = subclass.from_config(vae.config).eval()
+    assert stream(make_kl()) is None
+    assert stream(other) is None
