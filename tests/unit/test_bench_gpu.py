@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import bench.__main__ as suite
 from bench import floors, gpu, gpu_check, gpu_table
+from bench.environment import environment
 from bench.subjects import QUICK, Subject
 from darkroom_worker.banded import BandedDecoder
 
@@ -70,8 +74,9 @@ def test_the_work_of_stable_diffusions_decoder_is_known() -> None:
     }
 
 
-def test_what_failed_is_told() -> None:
-    """A way that needs more memory than there is has a row that says so, and the others theirs."""
+@pytest.fixture
+def result() -> dict[str, Any]:
+    """Figures of a card on which some ways did not fit."""
     spread = {"p50": 2.0, "least": 1.0, "most": 3.0}
     found = {"milliseconds": spread, "host_milliseconds": 1.0, "bytes": 4_000_000}
     row = {
@@ -82,7 +87,7 @@ def test_what_failed_is_told() -> None:
         "floor_milliseconds": {"arithmetic": 1.0, "memory": 0.5},
         "ways": {gpu.WHOLE: {"failed": "out of memory"}, "fast": found},
     }
-    result = {
+    return {
         "card": {"name": "A card"},
         "rates": {"float16": 100.0, "copy": 1.0},
         "checked": [],
@@ -91,7 +96,26 @@ def test_what_failed_is_told() -> None:
         "batches": {**row, "ways": {"fast": {"1": found}}},
         "service": {"failed": "StartError: no servers"},
     }
+
+
+def test_what_failed_is_told(result: dict[str, Any]) -> None:
+    """A way that needs more memory than there is has a row that says so, and the others theirs."""
     printed = gpu_table.table(result)
     assert f"| {gpu.WHOLE} | out of memory |" in printed
     assert "| bands, `fast` | 2.00 (1.00 to 3.00) |  | 4 MB |  | 50% | 25% | 1.0 |" in printed
     assert "StartError: no servers" in printed
+
+
+def test_the_page_takes_the_figures(
+    result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m bench --write-docs` puts the tables of a GPU's figures between their marks."""
+    text = json.dumps({"environment": environment(), **result})
+    (tmp_path / "gpu.json").write_text(text)
+    page = tmp_path / "performance.md"
+    page.write_text(suite.PAGE.read_text())
+    monkeypatch.setattr(suite, "RESULTS", tmp_path)
+    monkeypatch.setattr(suite, "PAGE", page)
+    suite.write_docs()
+    marked = page.read_text().split("<!-- generated: gpu -->")[1].split("<!-- end: gpu -->")[0]
+    assert gpu_table.table(result) in marked
