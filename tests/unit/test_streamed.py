@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from darkroom_infra.catalog import VaeEntry
+from darkroom_wire.jobs import JobOptions
+from darkroom_worker.cache import VaeCache
+from darkroom_worker.engine import DeviceRequest, Engine
 from darkroom_worker.footprint import Footprint
+from darkroom_worker.loading import load, locate
 from darkroom_worker.streamed import FrameStream, stream
 from tests.pipelines import CASES
 from tests.vaes import make_kl
+
+SECONDS = 60
+"""How long a decode may take before something is wrong."""
 
 FRAMEWISE = ["wan-2.1", "wan-2.2", "qwen-image"]
 """The cases whose VAEs decode frame by frame and keep what the next frame needs."""
@@ -171,6 +180,23 @@ def test_what_decodes_otherwise_is_left_to_diffusers(
     assert stream(vae) is None
     with pytest.raises(ValueError, match=type(vae).__name__):
         FrameStream(vae)
+
+
+def test_the_engine_streams_and_says_so(tmp_path: Path) -> None:
+    """A video's job tells the way in its provenance, and its progress frame by frame."""
+    vae = CASES["wan-2.1"].make_vae()
+    vae.save_pretrained(tmp_path)
+    entry = VaeEntry(name="wan", family="wan", source=str(tmp_path), dtype="float32")
+    z = latents(vae, 1, 4, 3, 2)
+    load_on_cpu = partial(load, device=torch.device("cpu"), dtype="auto")
+    engine = Engine(VaeCache(locate, load_on_cpu, lambda: 1 << 50))
+    request = DeviceRequest(entry, z, JobOptions(vae="wan", scaling="none"))
+    engine.submit(request)
+    result = request.future.result(SECONDS)
+    assert result.way["method"] == "exact-streamed"
+    assert "mode" not in result.way
+    assert torch.equal(result.tensor, whole(vae, z))
+    assert 0.9 < request.progress < 1
 
 
 def test_other_classes_are_left_to_diffusers() -> None:
