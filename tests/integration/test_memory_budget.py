@@ -39,6 +39,6 @@ def test_what_never_fits_is_refused_with_the_figures(servers: Servers, tmp_path:
             eventually(lambda: submit(client, 128).status_code == 413)
             refused = submit(client, 128).json()
             assert refused["errors"][0]["field"] == "latents"
-            assert "1 x 1024 x 1024 takes 5" in refused["detail"]
+            assert "1 x 1024 x 1024 takes 4" in refused["detail"]
             assert "no worker has more than 150 MB" in refused["detail"]
             assert submit(client, 8, Prefer="wait=60").json()["status"] == "succeeded"

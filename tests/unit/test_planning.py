@@ -69,6 +69,13 @@ def test_what_a_decode_takes_is_found_without_computing(name: str) -> None:
     assert hollow.peak == pytest.approx(real.peak, rel=0.02)
 
 
+def test_weights_are_not_counted() -> None:
+    """The first prediction for a VAE is as every later one: its weights are there already."""
+    first, second = (WholeDecode(make_kl(), lambda _: ()) for _ in range(2))
+    second.predict((1, 4, 8, 8))
+    assert first.predict((1, 4, 16, 16)) == second.predict((1, 4, 16, 16))
+
+
 VIDEOS = ("wan", "ltx-video", "cogvideox", "mochi", "hunyuan-video")
 
 
@@ -128,7 +135,7 @@ def test_a_need_is_never_more_than_what_is_planned(kl: LoadedVae, tiny: LoadedVa
         for count, height, width in ((1, 64, 64), (1, 96, 80), (3, 128, 64), (1, 256, 256)):
             shape = (count, 4, height, width)
             asked = need.bytes_for(Decoded(count, 8 * height, 8 * width))
-            plan(vae, shape, int(1.3 * asked) + 80_000_000)
+            plan(vae, shape, int(1.7 * asked) + 80_000_000)
             with pytest.raises(DoesNotFitError):
                 plan(vae, shape, asked)
 
@@ -139,7 +146,7 @@ def test_a_need_that_bends_is_drawn_below() -> None:
     need = planning._line(square)
     assert need is not None
     assert need.bytes_for(Decoded(1, 20, 20)) <= 400**2
-    assert need.bytes_for(Decoded(1, 10, 10)) == pytest.approx(100**2, rel=0.1)
+    assert 0.7 * 100**2 < need.bytes_for(Decoded(1, 10, 10)) <= 100**2
 
 
 def test_a_videos_need_grows_with_its_frames(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ class Prediction:
 class WholeDecode:
     """Predicts what `vae.decode` takes beyond the weights, without computing anything.
 
-    `arguments` gives what `decode` takes after the latents. The prediction was within 18 % of what
-    was measured on a CPU in float32, for every class of VAE that was tried (`docs/performance.md`).
+    `arguments` gives what `decode` takes after the latents. How far the prediction was from what
+    was measured stands in `docs/performance.md`.
     """
 
     def __init__(self, vae: nn.Module, arguments: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
@@ -131,10 +131,12 @@ class WholeDecode:
         weight = next(self._vae.parameters())
         latents = torch.empty(shape, dtype=weight.dtype, device="meta")
         try:
-            with self._lock, torch.inference_mode(), Footprint(weight.device.type) as footprint:
-                made: Tensor = self._copy().decode(  # type: ignore[operator]
-                    latents, *self._arguments(latents), return_dict=False
-                )[0]
+            with self._lock, torch.inference_mode():
+                hollow = self._copy()  # before anything is counted: its weights are none of ours
+                with Footprint(weight.device.type) as footprint:
+                    made: Tensor = hollow.decode(  # type: ignore[operator]
+                        latents, *self._arguments(latents), return_dict=False
+                    )[0]
         except (RuntimeError, ValueError, TypeError) as error:
             # An operation that needs values, or that is not there for `meta`.
             _log.warning("footprint.unknown", vae=type(self._vae).__name__, error=str(error))
