@@ -27,6 +27,11 @@ def allocate(like: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(pages, dtype=dtype).view(size)
 
 
+def reserves_ahead(like: Tensor) -> bool:
+    """Tell whether room on a tensor's device takes no memory before it is written."""
+    return like.device.type == "cpu"
+
+
 @dataclass(frozen=True)
 class MapShape:
     """The shape [B, H, W, C] of a map, and how many rows a band has."""
@@ -107,7 +112,7 @@ class RowMap(ABC, Generic[T]):
         Pages take no memory before they are written. But the small objects that hold them, made
         one by one among the large ones of a stream, would keep the heap from using that again.
         """
-        stop = len(self._bands) if like.device.type == "cpu" else index + 1
+        stop = len(self._bands) if reserves_ahead(like) else index + 1
         for band in range(index, stop):
             height = min(self.shape.band, self.shape.height - band * self.shape.band)
             self._bands[band] = self._allocate(height, like)
