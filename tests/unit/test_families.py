@@ -409,7 +409,7 @@ def test_the_vae_is_given_what_the_pipeline_gives_it(
         vae.module.decode = record
         try:
             with pytest.raises(GivenError):
-                decode(replace(vae, banded=None), latents, options(**case.needs(size)))
+                decode(replace(vae, exact=None), latents, options(**case.needs(size)))
         finally:
             del vae.module.decode
         grid, *arguments = given.pop()
