@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import winograd
+from . import devices, winograd
 from .layout import to_channels_first, to_rows
 
 WINOGRAD_CHANNELS = 256
@@ -23,7 +23,7 @@ class RowConvolution:
     """A 3 x 3 convolution of stride 1 that pads the columns with zeros, but no rows."""
 
     def __init__(self, layer: nn.Conv2d, pixels: int) -> None:
-        self._layer = layer
+        self._weight, self._bias = _as_convolved(layer.weight), layer.bias
         self._winograd: winograd.WinogradRows | None = None
         if _winograd_pays(layer, pixels):
             self._winograd = winograd.WinogradRows(layer.weight, _bias(layer))
@@ -38,10 +38,16 @@ class RowConvolution:
         rows = window.shape[1] - 2
         if self._winograd is not None and rows % winograd.ROWS == 0:
             return self._winograd(window)
-        layer = self._layer
         return to_rows(
-            functional.conv2d(to_channels_first(window), layer.weight, layer.bias, padding=(0, 1))
+            functional.conv2d(to_channels_first(window), self._weight, self._bias, padding=(0, 1))
         )
+
+
+def _as_convolved(weight: Tensor) -> Tensor:
+    """Order weights as cuDNN does before each convolution of a map in `channels_last`: once."""
+    if devices.kind(weight.device) == "cpu":
+        return weight
+    return weight.contiguous(memory_format=torch.channels_last)
 
 
 def _winograd_pays(layer: nn.Conv2d, pixels: int) -> bool:
@@ -103,7 +109,8 @@ class ParityKernels:
                 total = weight[:, :, ys, xs].sum((2, 3), dtype=torch.float32)
                 kernels[row, column, :, :, up, left] = total
         upper, lower = kernels.flatten(1, 2)
-        return cls(upper, lower, bias.to(layer.weight.dtype).repeat(2))
+        bias = bias.to(layer.weight.dtype).repeat(2)
+        return cls(_as_convolved(upper), _as_convolved(lower), bias)
 
     def __call__(self, window: Tensor) -> Tensor:
         """Turn [B, n + 2, W, C] into [B, 2 n, 2 W, O]: the first and the last row are a margin."""
