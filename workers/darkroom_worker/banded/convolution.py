@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +69,6 @@ def _bias(layer: nn.Conv2d) -> Tensor:
     return layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
 
 
-SEEN = (slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3))
-"""Which of three neighbouring weights see the same pixel of two: in even and in odd outputs."""
-
-
 @dataclass(frozen=True)
 class ParityKernels:
     """Doubling rows and columns by repetition, then a 3 x 3 convolution, without the doubled map.
@@ -103,11 +98,10 @@ class ParityKernels:
             weight = torch.einsum("oc,ciyx->oiyx", mixing, weight.float())
             bias = mixing @ bias.float() + _bias(then).float()
         channels, inputs = weight.shape[:2]
+        columns = weight.new_empty(2, channels, inputs, 3, 2, dtype=torch.float32)
         kernels = layer.weight.new_empty(2, 2, channels, inputs, 2, 2)
-        for (row, rows), (column, columns) in product(enumerate(SEEN), repeat=2):
-            for (up, ys), (left, xs) in product(enumerate(rows), enumerate(columns)):
-                total = weight[:, :, ys, xs].sum((2, 3), dtype=torch.float32)
-                kernels[row, column, :, :, up, left] = total
+        _merge(weight.float().unbind(3), *columns.unbind(4))
+        _merge(columns.unbind(3), *kernels.unbind(4))
         upper, lower = kernels.flatten(1, 2)
         bias = bias.to(layer.weight.dtype).repeat(2)
         return cls(_as_convolved(upper), _as_convolved(lower), bias)
@@ -123,3 +117,16 @@ class ParityKernels:
             doubled[:, :, parity, :, 0] = both[:, :, :width, :channels]
             doubled[:, :, parity, :, 1] = both[:, :, 1:, channels:]
         return doubled.view(batch, 2 * rows, 2 * width, channels)
+
+
+def _merge(weights: tuple[Tensor, ...], first: Tensor, second: Tensor) -> None:
+    """Add up those of three neighbouring weights that see the same pixel.
+
+    Args:
+        weights: three, of one shape.
+        first: what sees the first of two pixels: for even outputs, then for odd ones.
+        second: what sees the second.
+    """
+    before, at, after = weights
+    first[0], second[0] = before, at + after
+    first[1], second[1] = before + at, after
