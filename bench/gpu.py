@@ -153,6 +153,7 @@ def _measure(way: Way, z: Tensor, accelerator: Accelerator) -> dict[str, Any]:
         "milliseconds": Spread.of([each.device for each in timed]).json(),
         "host_milliseconds": round(statistics.median(each.host for each in timed), 3),
         "bytes": peak,
+        "predicted_bytes": None if way.predict is None else way.predict(tuple(z.shape)),
     }
 
 

@@ -36,9 +36,9 @@ def _decode(row: Mapping[str, Any]) -> str:
     title = _work(row)
     return "\n".join(
         [
-            f"| {title} | ms | to diffusers | peak memory | to diffusers | of the arithmetic floor "
-            "| of the memory floor | host ms |",
-            "|---|---|---|---|---|---|---|---|",
+            f"| {title} | ms | to diffusers | peak memory | to diffusers | predicted, of it "
+            "| of the arithmetic floor | of the memory floor | host ms |",
+            "|---|---|---|---|---|---|---|---|---|",
             *(_way(way, found, row["ways"][WHOLE], floor) for way, found in row["ways"].items()),
             "",
             f"Floors: {work['flops'] / 1e12:.3g} TFLOP ({work['whole_flops'] / 1e12:.3g} as "
@@ -53,7 +53,7 @@ def _way(
 ) -> str:
     title = _title(way)
     if "failed" in found:
-        return f"| {title} | {found['failed']} |" + " |" * 6
+        return f"| {title} | {found['failed']} |" + " |" * 7
     taken = found["milliseconds"]["p50"]
     cells = (
         title,
@@ -61,6 +61,7 @@ def _way(
         _ratio(taken, whole.get("milliseconds", {}).get("p50")),
         _megabytes(found["bytes"]),
         _ratio(found["bytes"], whole.get("bytes")),
+        _ratio(found["predicted_bytes"], found["bytes"]),
         f"{floor['arithmetic'] / taken:.0%}",
         f"{floor['memory'] / taken:.0%}",
         f"{found['host_milliseconds']:.1f}",

@@ -34,9 +34,16 @@ Decode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Way:
-    """A way of decoding. `graphs` are what it records and keeps between decodes."""
+    """A way of decoding.
+
+    Attributes:
+        decode: Decodes latents.
+        predict: Predicts the bytes that it takes for latents of a shape, where it can.
+        graphs: What it records and keeps between decodes.
+    """
 
     decode: Decode
+    predict: Callable[[tuple[int, ...]], int] | None = None
     graphs: GraphedDecoder | None = None
 
     @property
@@ -92,13 +99,13 @@ def banded(
         with within():
             return decoder.decode(z, mode)
 
-    return Way(decode)
+    return Way(decode, lambda shape: decoder.predicted_bytes(shape, mode))
 
 
 def graphed(decoder: BandedDecoder, mode: Mode) -> Way:
     """Decode in bands, from the second picture of a size on as a CUDA graph."""
     made = GraphedDecoder(decoder, UNBOUNDED, record=_record)
-    return Way(lambda z: made.decode(z, mode), made)
+    return Way(lambda z: made.decode(z, mode), graphs=made)
 
 
 def _record(decode: Decode, z: Tensor) -> Recording:

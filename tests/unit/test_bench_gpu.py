@@ -97,7 +97,12 @@ def test_the_work_of_stable_diffusions_decoder_is_known() -> None:
 def result() -> dict[str, Any]:
     """Figures of a card on which some ways did not fit."""
     spread = {"p50": 2.0, "least": 1.0, "most": 3.0}
-    found = {"milliseconds": spread, "host_milliseconds": 1.0, "bytes": 4_000_000}
+    found = {
+        "milliseconds": spread,
+        "host_milliseconds": 1.0,
+        "bytes": 4_000_000,
+        "predicted_bytes": 5_000_000,
+    }
     row = {
         "subject": "SD",
         "dtype": "float16",
@@ -131,7 +136,9 @@ def test_what_failed_is_told(result: dict[str, Any]) -> None:
     """A way that needs more memory than there is has a row that says so, and the others theirs."""
     printed = gpu_table.table(result)
     assert f"| {WHOLE} | out of memory |" in printed
-    assert "| bands, `fast` | 2.00 (1.00 to 3.00) |  | 4 MB |  | 50% | 25% | 1.0 |" in printed
+    assert (
+        "| bands, `fast` | 2.00 (1.00 to 3.00) |  | 4 MB |  | 1.25 | 50% | 25% | 1.0 |" in printed
+    )
     assert "StartError: no servers" in printed
     assert "| bands, `fast` | `convolution` | 60 | 1.50 | 75% |" in printed
 
