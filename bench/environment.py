@@ -16,6 +16,7 @@ import psutil
 
 PACKAGES = (
     "torch",
+    "triton",
     "diffusers",
     "celery",
     "redis",

@@ -2,7 +2,8 @@
 
 First the pictures are checked: ours may be no further from a float32 reference than diffusers' own
 in half precision. Else nothing is measured. Then come the time and memory of diffusers'
-ways and ours beside the floors of the work on this card, other bands, batches, and a whole service.
+ways and ours beside the floors of the work on this card, other bands, batches, what the card is
+busy with, and a whole service.
 `torch.compile` takes most of a minute for each size, so it comes last, while there is time: all of
 it is to take ten minutes. Writes bench/results/gpu.json, for `python -m bench --write-docs`.
 """
@@ -19,39 +20,30 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import uvloop
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from darkroom_infra.embedded.supervisor import StartError
-from darkroom_worker.banded import BandedDecoder, Mode, memory
+from darkroom_worker.banded import BandedDecoder, Mode, fused, memory
 
 from . import floors, throughput, vaes
 from .accelerator import Accelerator, name
 from .contenders import darkroom
 from .environment import environment
 from .gpu_check import WrongPicturesError, check
+from .gpu_profile import profile
 from .gpu_table import table
+from .gpu_ways import COMPILED, GRAPH, WHOLE, Way, banded, graphed, title, ways, whole
 from .installation import installed
 from .statistics import Spread
 from .subjects import FULL, QUICK, Scope, Subject
 
 RESULT = Path(__file__).parent / "results" / "gpu.json"
-
-WHOLE, CHANNELS_LAST, TILED, COMPILED = (
-    "diffusers, whole",
-    "diffusers, channels_last",
-    "diffusers, tiled",
-    "diffusers, torch.compile",
-)
-PEERS = (WHOLE, CHANNELS_LAST, TILED)
-
-TILE = 512
-"""The side of diffusers' tiles: what the configuration of Stable Diffusion's VAE asks for."""
 
 LIMIT_SECONDS = 540.0
 """After so long nothing is compiled any more: that leaves a minute for what has begun."""
@@ -59,10 +51,11 @@ LIMIT_SECONDS = 540.0
 COMPILE_SECONDS = 60.0
 """What one compilation may take."""
 
-ENOUGH_MILLISECONDS = 1000.0
+ENOUGH_MILLISECONDS = 500.0
 """One way at one size is repeated for about so long, at least 3 and at most 20 times."""
 
-Decode = Callable[[Tensor], Tensor]
+WARM_UP = 3
+"""How often it runs before: kernels are compiled at first, graphs recorded at the second time."""
 
 
 def run(
@@ -85,6 +78,9 @@ def run(
     result: dict[str, Any] = {
         "card": accelerator.describe(),
         "rates": accelerator.rates(scope.dtypes, quick=quick),
+        "kernels": {
+            name(dtype): fused.is_used(accelerator.device, dtype) for dtype in scope.dtypes
+        },
         "checked": checked,
         "decodes": [],
     }
@@ -95,6 +91,7 @@ def run(
     subject, dtype = scope.subjects[0], scope.dtypes[0]
     result["bands"] = _bands(subject, dtype, scope, accelerator)
     result["batches"] = _batches(subject, dtype, scope, accelerator)
+    result["profiles"] = _profiles(subject, dtype, scope, accelerator)
     if service:
         report("measuring a service")
         result["service"] = _service(scope, device, name(dtype))
@@ -114,7 +111,7 @@ def _decodes(
 ) -> list[dict[str, Any]]:
     """Measure all ways but the compiled one at all sizes."""
     device = accelerator.device
-    ways = _ways(subject, dtype, device)
+    compared = ways(partial(subject.vae, dtype, device))
     meta = torch.device("meta")
     counted = subject.vae(dtype, meta)
     rows = []
@@ -128,47 +125,35 @@ def _decodes(
                 "size": size,
                 "work": work.json(),
                 "floor_milliseconds": work.milliseconds(rates, name(dtype)),
-                "ways": {way: _measure(decode, z, accelerator) for way, decode in ways.items()},
+                "ways": {title: _measure(way, z, accelerator) for title, way in compared.items()},
             }
         )
     return rows
 
 
-def _ways(subject: Subject, dtype: torch.dtype, device: torch.device) -> dict[str, Decode]:
-    whole, rearranged, tiled = (subject.vae(dtype, device) for _ in PEERS)
-    rearranged.to(memory_format=torch.channels_last)
-    tiled.enable_tiling()
-    tiled.tile_sample_min_size, tiled.tile_latent_min_size = TILE, TILE // 8
-    banded = BandedDecoder(whole)
-    peers = dict(zip(PEERS, map(_whole, (whole, rearranged, tiled)), strict=True))
-    return {**peers, **{mode.value: _banded(banded, mode) for mode in Mode}}
-
-
-def _whole(vae: AutoencoderKL) -> Decode:
-    return lambda z: vae.decode(z, return_dict=False)[0]
-
-
-def _banded(decoder: BandedDecoder, mode: Mode) -> Decode:
-    return lambda z: decoder.decode(z, mode)
-
-
 @torch.inference_mode()
-def _measure(decode: Decode, z: Tensor, accelerator: Accelerator) -> dict[str, Any]:
+def _measure(way: Way, z: Tensor, accelerator: Accelerator) -> dict[str, Any]:
     """Measure one way at one size, or tell that the memory does not suffice."""
     try:
-        for _ in range(2):
-            once = accelerator.time(lambda: decode(z)).device
-        peak = accelerator.peak_bytes(lambda: decode(z))
+        for _ in range(WARM_UP):
+            once = accelerator.time(lambda: way.decode(z)).device
+        if not way.is_recorded:
+            return {"failed": "could not be recorded"}
+        peak = accelerator.peak_bytes(lambda: way.decode(z))
+        if peak is not None:
+            peak += way.kept_bytes
         count = max(3, min(20, int(ENOUGH_MILLISECONDS / once)))
-        timed = [accelerator.time(lambda: decode(z)) for _ in range(count)]
+        timed = [accelerator.time(lambda: way.decode(z)) for _ in range(count)]
     except torch.OutOfMemoryError:
         return {"failed": "out of memory"}
     finally:
+        way.clear()
         _tidy(accelerator)
     return {
         "milliseconds": Spread.of([each.device for each in timed]).json(),
         "host_milliseconds": round(statistics.median(each.host for each in timed), 3),
         "bytes": peak,
+        "predicted_bytes": None if way.predict is None else way.predict(tuple(z.shape)),
     }
 
 
@@ -181,14 +166,17 @@ def _tidy(accelerator: Accelerator) -> None:
 def _bands(
     subject: Subject, dtype: torch.dtype, scope: Scope, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Measure our fastest mode with larger and smaller bands."""
+    """Measure our fastest mode with larger and smaller bands, also as a graph."""
     size = scope.sizes[len(scope.sizes) // 2]
     z = subject.latents(size, dtype, accelerator.device)
     decoder = BandedDecoder(subject.vae(dtype, accelerator.device))
     found = {}
     for working in scope.bands:
         with _working_bytes(working):
-            found[str(working)] = _measure(_banded(decoder, Mode.FAST), z, accelerator)
+            found[str(working)] = {
+                Mode.FAST.value: _measure(banded(decoder, Mode.FAST), z, accelerator),
+                title(Mode.FAST, GRAPH): _measure(graphed(decoder, Mode.FAST), z, accelerator),
+            }
     return {"subject": subject.name, "dtype": name(dtype), "size": size, "working_bytes": found}
 
 
@@ -208,16 +196,37 @@ def _batches(
     """Measure decodes of several pictures at once, of the smallest size."""
     size = scope.sizes[0]
     vae = subject.vae(dtype, accelerator.device)
-    ways = {WHOLE: _whole(vae), Mode.FAST.value: _banded(BandedDecoder(vae), Mode.FAST)}
+    decoder = BandedDecoder(vae)
+    compared = {
+        WHOLE: whole(vae),
+        Mode.FAST.value: banded(decoder, Mode.FAST),
+        title(Mode.FAST, GRAPH): graphed(decoder, Mode.FAST),
+    }
     found = {
-        way: {
+        name_of_way: {
             str(batch): _measure(
-                decode, subject.latents(size, dtype, accelerator.device, batch), accelerator
+                way, subject.latents(size, dtype, accelerator.device, batch), accelerator
             )
             for batch in scope.batches
         }
-        for way, decode in ways.items()
+        for name_of_way, way in compared.items()
     }
+    return {"subject": subject.name, "dtype": name(dtype), "size": size, "ways": found}
+
+
+def _profiles(
+    subject: Subject, dtype: torch.dtype, scope: Scope, accelerator: Accelerator
+) -> dict[str, Any]:
+    """See what the device is busy with in a decode of the middle size."""
+    size = scope.sizes[len(scope.sizes) // 2]
+    vae = subject.vae(dtype, accelerator.device)
+    z = subject.latents(size, dtype, accelerator.device)
+    compared = {WHOLE: whole(vae), Mode.FAST.value: banded(BandedDecoder(vae), Mode.FAST)}
+    with torch.inference_mode():
+        found = {
+            name_of_way: profile(partial(way.decode, z), accelerator)
+            for name_of_way, way in compared.items()
+        }
     return {"subject": subject.name, "dtype": name(dtype), "size": size, "ways": found}
 
 
@@ -235,9 +244,8 @@ def _add_compiled(
         z = subject.latents(row["size"], dtype, accelerator.device)
         torch.compiler.reset()
         try:
-            row["ways"][COMPILED] = _measure(
-                torch.compile(_whole(vae), dynamic=False), z, accelerator
-            )
+            compiled = Way(torch.compile(whole(vae).decode, dynamic=False))
+            row["ways"][COMPILED] = _measure(compiled, z, accelerator)
         except RuntimeError as error:  # what its compilers raise, too
             row["ways"][COMPILED] = {"failed": str(error).splitlines()[0][:80]}
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from darkroom_worker.banded import BandedDecoder, Mode
+from darkroom_worker.banded import BandedDecoder, Mode, fused
 
 from .accelerator import name
+from .gpu_ways import Way, banded, graphed
 from .subjects import Scope, Subject
 
 WORST = 1e-4
@@ -26,7 +27,7 @@ class WrongPicturesError(Exception):
 
 
 def check(scope: Scope, device: torch.device) -> list[dict[str, Any]]:
-    """Decode in every mode.
+    """Decode in every mode: without Triton's kernels, with them where they are used, as graphs.
 
     In half precision the errors of some pictures are taken together: rounding is chance, and that
     of a single picture of 64 x 64 pixels differs by a tenth from one picture to the next.
@@ -58,7 +59,13 @@ def _distances(
     reference = subject.vae(finer, device)
     reference.load_state_dict(vae.state_dict())  # the same weights, rounded the same
     distance = _worst if dtype == torch.float32 else _root_mean_square
-    banded = BandedDecoder(vae)
+    decoder = BandedDecoder(vae)
+    ways: dict[str, Callable[[Mode], Way]] = {
+        "plain": lambda mode: banded(decoder, mode, fused.disabled),
+        "graph": lambda mode: graphed(decoder, mode),
+    }
+    if fused.is_used(device, dtype):
+        ways["kernels"] = lambda mode: banded(decoder, mode)
     batch = scope.check_batch
     odd = torch.randn(batch, subject.channels, *ODD).to(device, dtype)
     for z in (subject.latents(scope.check_size, dtype, device, batch), odd):
@@ -67,8 +74,15 @@ def _distances(
         if dtype == torch.float32:
             limit = max(WORST, 2 * limit)
         for mode in Mode:
-            made = distance(banded.decode(z, mode), exact)
-            yield f"{z.shape[-2]} x {z.shape[-1]}, {mode}", made, limit
+            for name_of_way, make in ways.items():
+                case = f"{z.shape[-2]} x {z.shape[-1]}, {mode}, {name_of_way}"
+                way = make(mode)
+                if name_of_way == "graph":
+                    # Recorded with others: what it decodes has to be what it is given.
+                    for other in (z.flip(0), z.flip(-1)):
+                        way.decode(other)
+                yield case, distance(way.decode(z), exact), limit
+                way.clear()
 
 
 def _decode(vae: AutoencoderKL, z: Tensor) -> Tensor:

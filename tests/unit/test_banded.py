@@ -90,6 +90,11 @@ def distance(first: Tensor, second: Tensor) -> float:
     return float((first.double() - second.double()).abs().max())
 
 
+def error(picture: Tensor, expected: Tensor) -> float:
+    """Give the root of the mean squared difference."""
+    return float((picture.float() - expected).square().mean().sqrt())
+
+
 @pytest.fixture(scope="module")
 def vae() -> Any:
     """A VAE with three levels, attention and blocks with a 1 x 1 shortcut."""
@@ -230,11 +235,7 @@ def test_half_precision_is_no_further_from_float32(mode: Mode, dtype: torch.dtyp
     expected = whole(vae, z.float())
     decoded = BandedDecoder(half).decode(z, mode)
     assert decoded.dtype == dtype
-
-    def error(picture: Tensor) -> float:
-        return float((picture.float() - expected).square().mean().sqrt())
-
-    assert error(decoded) <= error(whole(half, z))
+    assert error(decoded, expected) <= error(whole(half, z), expected)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import bench.__main__ as suite
-from bench import floors, gpu, gpu_check, gpu_table
+from bench import floors, gpu, gpu_check, gpu_table, gpu_ways
+from bench.accelerator import Accelerator
 from bench.environment import environment
+from bench.gpu_ways import PEERS, WHOLE, graphed
 from bench.subjects import QUICK, Subject
-from darkroom_worker.banded import BandedDecoder
+from darkroom_worker.banded import BandedDecoder, Mode
 
 SMALL = replace(QUICK, subjects=QUICK.subjects[:1], dtypes=[torch.bfloat16])
 
@@ -26,9 +28,12 @@ def test_it_runs_on_a_cpu(
     monkeypatch.setattr(gpu, "QUICK", SMALL)
     gpu.main(["--quick", "--device", "cpu", "--no-service"])
     printed = capsys.readouterr().out
-    for way in (*gpu.PEERS, "bands, `fast`", "bands, `balanced`", "bands, `small`"):
+    ours = [f"bands, `{mode}`" for mode in ("fast", "balanced", "small")]
+    others = ["bands, `fast`, without kernels", "bands, `balanced`, as a graph"]
+    for way in (*PEERS, *ours, *others):
         assert f"| {way} |" in printed
     assert "of the arithmetic floor" in printed
+    assert "no dtype" in printed  # Triton computes nothing on a CPU
     assert not gpu.RESULT.exists()
 
 
@@ -41,13 +46,27 @@ def test_wrong_pictures_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(gpu, "QUICK", SMALL)
     monkeypatch.setattr(BandedDecoder, "decode", off)
-    with pytest.raises(SystemExit, match=r"bfloat16, 8 x 8, small: .* instead of at most"):
+    with pytest.raises(SystemExit, match=r"bfloat16, 8 x 8, small, plain: .* instead of at most"):
         gpu.main(["--quick", "--device", "cpu", "--no-service"])
+
+
+def test_what_is_not_recorded_is_not_called_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a GPU cannot record a decode, there is no figure of it under that name."""
+
+    def record(*_: object) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu_ways, "_record", record)
+    subject, device = SMALL.subjects[0], torch.device("cpu")
+    way = graphed(BandedDecoder(subject.vae(torch.float32, device)), Mode.FAST)
+    z = subject.latents(64, torch.float32, device)
+    found = gpu._measure(way, z, Accelerator(device))
+    assert found == {"failed": "could not be recorded"}
 
 
 def test_not_a_number_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture without numbers has no distance that could be too large."""
-    monkeypatch.setattr(BandedDecoder, "decode", lambda self, z, mode: torch.full((1,), torch.nan))
+    monkeypatch.setattr(BandedDecoder, "decode", lambda self, z, *_: torch.full((1,), torch.nan))
     with pytest.raises(gpu_check.WrongPicturesError, match="nan"):
         gpu_check.check(SMALL, torch.device("cpu"))
 
@@ -78,22 +97,37 @@ def test_the_work_of_stable_diffusions_decoder_is_known() -> None:
 def result() -> dict[str, Any]:
     """Figures of a card on which some ways did not fit."""
     spread = {"p50": 2.0, "least": 1.0, "most": 3.0}
-    found = {"milliseconds": spread, "host_milliseconds": 1.0, "bytes": 4_000_000}
+    found = {
+        "milliseconds": spread,
+        "host_milliseconds": 1.0,
+        "bytes": 4_000_000,
+        "predicted_bytes": 5_000_000,
+    }
     row = {
         "subject": "SD",
         "dtype": "float16",
         "size": 512,
         "work": {"flops": 1e12, "whole_flops": 2e12, "bytes": 1e9},
         "floor_milliseconds": {"arithmetic": 1.0, "memory": 0.5},
-        "ways": {gpu.WHOLE: {"failed": "out of memory"}, "fast": found},
+        "ways": {WHOLE: {"failed": "out of memory"}, "fast": found},
     }
     return {
         "card": {"name": "A card"},
         "rates": {"float16": 100.0, "copy": 1.0},
+        "kernels": {"float16": True},
         "checked": [],
         "decodes": [row],
-        "bands": {**row, "working_bytes": {"1048576": {"failed": "out of memory"}}},
+        "bands": {**row, "working_bytes": {"1048576": {"fast": {"failed": "out of memory"}}}},
         "batches": {**row, "ways": {"fast": {"1": found}}},
+        "profiles": {
+            **row,
+            "ways": {
+                "fast": {
+                    "busy_milliseconds": 2.0,
+                    "parts": [{"name": "convolution", "milliseconds": 1.5, "count": 60}],
+                }
+            },
+        },
         "service": {"failed": "StartError: no servers"},
     }
 
@@ -101,9 +135,12 @@ def result() -> dict[str, Any]:
 def test_what_failed_is_told(result: dict[str, Any]) -> None:
     """A way that needs more memory than there is has a row that says so, and the others theirs."""
     printed = gpu_table.table(result)
-    assert f"| {gpu.WHOLE} | out of memory |" in printed
-    assert "| bands, `fast` | 2.00 (1.00 to 3.00) |  | 4 MB |  | 50% | 25% | 1.0 |" in printed
+    assert f"| {WHOLE} | out of memory |" in printed
+    assert (
+        "| bands, `fast` | 2.00 (1.00 to 3.00) |  | 4 MB |  | 1.25 | 50% | 25% | 1.0 |" in printed
+    )
     assert "StartError: no servers" in printed
+    assert "| bands, `fast` | `convolution` | 60 | 1.50 | 75% |" in printed
 
 
 def test_the_page_takes_the_figures(

@@ -8,14 +8,27 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import devices
+from .devices import Kind
 from .norm import Moments
 
 QUERY_PRODUCTS = 1 << 32
 """About how many multiplications a step does: a fraction of a second on one core."""
 
+QUERIES = 1 << 13
+"""How many queries at least a step has on a GPU: with 64 for each multiprocessor they fill it."""
 
-def query_rows(height: int, width: int, channels: int) -> int:
+SCORES = 1 << 27
+"""How many products of queries and keys a step may have there beyond that.
+
+They only exist where PyTorch has no fused attention for the device.
+"""
+
+
+def query_rows(height: int, width: int, channels: int, device: Kind) -> int:
     """Choose how many rows of a map [height, width] ask at once."""
+    if device == "gpu":
+        return min(height, -(-max(QUERIES, SCORES // (height * width)) // width))
     return max(1, min(height, QUERY_PRODUCTS // (2 * channels * height * width * width)))
 
 
@@ -35,7 +48,7 @@ def attend(pixels: Tensor, layer: Attention, step: Callable[[], None]) -> None:
     normalized = normalize(pixels)
     keys, values = heads(_linear(layer.to_k, normalized)), heads(_linear(layer.to_v, normalized))
     del normalized
-    rows = query_rows(height, width, channels)
+    rows = query_rows(height, width, channels, devices.kind(pixels.device))
     for start in range(0, height, rows):
         step()
         band = pixels[:, start : start + rows]

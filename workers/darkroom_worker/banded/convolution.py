@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import winograd
+from . import devices, winograd
 from .layout import to_channels_first, to_rows
 
 WINOGRAD_CHANNELS = 256
@@ -23,7 +22,7 @@ class RowConvolution:
     """A 3 x 3 convolution of stride 1 that pads the columns with zeros, but no rows."""
 
     def __init__(self, layer: nn.Conv2d, pixels: int) -> None:
-        self._layer = layer
+        self._weight, self._bias = _as_convolved(layer.weight), layer.bias
         self._winograd: winograd.WinogradRows | None = None
         if _winograd_pays(layer, pixels):
             self._winograd = winograd.WinogradRows(layer.weight, _bias(layer))
@@ -38,10 +37,16 @@ class RowConvolution:
         rows = window.shape[1] - 2
         if self._winograd is not None and rows % winograd.ROWS == 0:
             return self._winograd(window)
-        layer = self._layer
         return to_rows(
-            functional.conv2d(to_channels_first(window), layer.weight, layer.bias, padding=(0, 1))
+            functional.conv2d(to_channels_first(window), self._weight, self._bias, padding=(0, 1))
         )
+
+
+def _as_convolved(weight: Tensor) -> Tensor:
+    """Order weights as cuDNN does before each convolution of a map in `channels_last`: once."""
+    if devices.kind(weight.device) == "cpu":
+        return weight
+    return weight.contiguous(memory_format=torch.channels_last)
 
 
 def _winograd_pays(layer: nn.Conv2d, pixels: int) -> bool:
@@ -62,10 +67,6 @@ def winograd_bytes(layer: nn.Conv2d, pixels: int) -> int:
 
 def _bias(layer: nn.Conv2d) -> Tensor:
     return layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
-
-
-SEEN = (slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3))
-"""Which of three neighbouring weights see the same pixel of two: in even and in odd outputs."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ class ParityKernels:
             weight = torch.einsum("oc,ciyx->oiyx", mixing, weight.float())
             bias = mixing @ bias.float() + _bias(then).float()
         channels, inputs = weight.shape[:2]
+        columns = weight.new_empty(2, channels, inputs, 3, 2, dtype=torch.float32)
         kernels = layer.weight.new_empty(2, 2, channels, inputs, 2, 2)
-        for (row, rows), (column, columns) in product(enumerate(SEEN), repeat=2):
-            for (up, ys), (left, xs) in product(enumerate(rows), enumerate(columns)):
-                total = weight[:, :, ys, xs].sum((2, 3), dtype=torch.float32)
-                kernels[row, column, :, :, up, left] = total
+        _merge(weight.float().unbind(3), *columns.unbind(4))
+        _merge(columns.unbind(3), *kernels.unbind(4))
         upper, lower = kernels.flatten(1, 2)
-        return cls(upper, lower, bias.to(layer.weight.dtype).repeat(2))
+        bias = bias.to(layer.weight.dtype).repeat(2)
+        return cls(_as_convolved(upper), _as_convolved(lower), bias)
 
     def __call__(self, window: Tensor) -> Tensor:
         """Turn [B, n + 2, W, C] into [B, 2 n, 2 W, O]: the first and the last row are a margin."""
@@ -116,3 +117,16 @@ class ParityKernels:
             doubled[:, :, parity, :, 0] = both[:, :, :width, :channels]
             doubled[:, :, parity, :, 1] = both[:, :, 1:, channels:]
         return doubled.view(batch, 2 * rows, 2 * width, channels)
+
+
+def _merge(weights: tuple[Tensor, ...], first: Tensor, second: Tensor) -> None:
+    """Add up those of three neighbouring weights that see the same pixel.
+
+    Args:
+        weights: three, of one shape.
+        first: what sees the first of two pixels: for even outputs, then for odd ones.
+        second: what sees the second.
+    """
+    before, at, after = weights
+    first[0], second[0] = before, at + after
+    first[1], second[1] = before + at, after

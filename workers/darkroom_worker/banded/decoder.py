@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from darkroom_worker import heap
 
+from . import devices
 from .attention import attend
 from .convolution import RowConvolution
 from .layout import to_channels_first, to_rows
@@ -56,7 +57,7 @@ class BandedDecoder:
         """
         self._structure = structure(vae)
         weight = self._structure.conv_in.weight
-        self._dtype, self._device = weight.dtype, weight.device
+        self._dtype, self._kind = weight.dtype, devices.kind(weight.device)
 
     def applies(self, shape: tuple[int, ...]) -> bool:
         """Tell whether latents of a shape can be decoded so: all can."""
@@ -90,13 +91,14 @@ class BandedDecoder:
     def is_faster(self, shape: tuple[int, ...]) -> bool:
         """Tell whether latents [B, C, h, w] decode faster in bands than in one piece."""
         pixels = shape[-2] * shape[-1] * self._structure.factor**2
-        at_home = self._device.type == "cpu" and self._dtype is torch.float32
+        at_home = self._kind == "cpu" and self._dtype is torch.float32
         return at_home and pixels >= FASTER_PIXELS
 
     def steps(self, shape: tuple[int, ...], mode: Mode) -> int:
         """Count how many times `on_step` will be called for latents of a shape [B, C, h, w]."""
         groups = self._groups(shape)
-        return sum(steps(self._structure, plan(self._structure, grid, mode)) for grid in groups)
+        layers = self._structure
+        return sum(steps(layers, plan(layers, grid, mode), self._kind) for grid in groups)
 
     def predicted_bytes(self, shape: tuple[int, ...], mode: Mode) -> int:
         """Predict the peak of memory beyond the weights for latents [B, C, h, w].
@@ -107,25 +109,25 @@ class BandedDecoder:
         layers, largest = self._structure, self._groups(shape)[0]
         pictures = replace(largest, batch=shape[0]).larger(len(layers.levels) - 1)
         kept = working_bytes(layers, plan(layers, largest, mode), largest)
-        spent = HEAP_BYTES if self._device.type == "cpu" else 0
+        spent = HEAP_BYTES if self._kind == "cpu" else 0
         return pictures.bytes(layers.conv_out.out_channels) + kept + spent
 
     def _at_once(self, batch: int) -> int:
-        return 1 if self._device.type == "cpu" else batch
+        return 1 if self._kind == "cpu" else batch
 
     def _groups(self, shape: tuple[int, ...]) -> list[Grid]:
         """List what is decoded together of latents of a shape."""
         batch, _, height, width = shape
         size = self._at_once(batch)
         return [
-            Grid(min(size, batch - first), height, width, self._dtype, self._device.type)
+            Grid(min(size, batch - first), height, width, self._dtype, self._kind)
             for first in range(0, batch, size)
         ]
 
     def _decode(self, z: Tensor, mode: Mode, on_step: Callable[[], None], out: Tensor) -> None:
         layers = self._structure
         (grid,) = self._groups(tuple(z.shape))
-        run = _Run(plan(layers, grid, mode), on_step)
+        run = _Run(plan(layers, grid, mode), on_step, trims=self._kind == "cpu")
         if layers.post_quant is not None:
             z = functional.conv2d(z, layers.post_quant.weight, layers.post_quant.bias)
         weight = layers.conv_in.weight
@@ -139,9 +141,10 @@ class BandedDecoder:
 class _Run:
     """One decode under way."""
 
-    def __init__(self, planned: Plan, on_step: Callable[[], None]) -> None:
+    def __init__(self, planned: Plan, on_step: Callable[[], None], *, trims: bool) -> None:
         self.plan = planned
         self._step = on_step
+        self._trims = trims
 
     def begin(self, rows: Tensor) -> Stored:
         """Store the first map."""
@@ -181,15 +184,15 @@ class _Run:
 
     def finish(self, x: Stored, norm: nn.GroupNorm, layer: nn.Conv2d, out: Tensor) -> None:
         """Write the pictures, [B, 3, H, W], and let go of the last map."""
-        convolution = RowConvolution(layer, x.map.shape.pixels)
-        row = 0
-        for band in convolve(x.rows(), convolution, x.moments.affine(norm)):
+        shape, row = x.map.shape, 0
+        convolution = RowConvolution(layer, shape.pixels)
+        for band in convolve(x.rows(), convolution, x.moments.affine(norm), shape.height):
             out[:, :, row : row + band.shape[1]] = to_channels_first(band)
             row += band.shape[1]
             x.release(row)
 
     def _block(self, x: Source, block: ResnetBlock2D, planned: BlockPlan) -> Stored:
-        if planned.shape.pixels >= TRIM_PIXELS:
+        if self._trims and planned.shape.pixels >= TRIM_PIXELS:
             # What the block before has left free in pieces serves this one badly.
             heap.trim()
         kind = PackedMap if planned.packed else PlainMap

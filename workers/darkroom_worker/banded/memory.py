@@ -17,11 +17,19 @@ from torch import nn
 
 from .attention import query_rows
 from .convolution import winograd_bytes
+from .devices import Kind
 from .maps import MapShape
 from .structure import Level, Structure
 
-WORKING_BYTES = {"cpu": 2 << 20, "cuda": 128 << 20}
-"""How large bands are: they stay in a core's cache, or fill a GPU."""
+WORKING_BYTES: dict[Kind, int] = {"cpu": 2 << 20, "gpu": 32 << 20}
+"""How large bands are: they stay in a core's cache, or fill a GPU.
+
+A convolution in half precision has a tile of 128 pixels by 128 channels for each 32 KiB of its
+output, 1,024 for 32 MiB: eight rounds of the 132 multiprocessors of an H100, the last three
+quarters full. Larger bands would fill it hardly better, and no longer be small beside the maps of
+1024 x 1024 pixels or in the 50 to 72 MB of its or an RTX 4090's cache. This is reckoned, not
+measured: `python -m bench.gpu` tries others.
+"""
 
 WORKING_PIXELS = 4096
 """At least so many pixels have a band, so that the weights are not read too often."""
@@ -80,7 +88,7 @@ class Grid:
     height: int
     width: int
     dtype: torch.dtype
-    device: str
+    device: Kind
 
     @property
     def pixels(self) -> int:
@@ -93,9 +101,8 @@ class Grid:
 
     def map(self, channels: int) -> MapShape:
         """Choose the bands of a map of so many channels."""
-        working = WORKING_BYTES.get(self.device, WORKING_BYTES["cuda"])
         row = self.bytes(channels) // self.height
-        band = max(1, working // row, WORKING_PIXELS // self.width)
+        band = max(1, WORKING_BYTES[self.device] // row, WORKING_PIXELS // self.width)
         return MapShape(self.batch, self.height, self.width, channels, min(self.height, band))
 
     def bytes(self, channels: int) -> int:
@@ -188,14 +195,14 @@ def _channels(block: ResnetBlock2D) -> tuple[int, int]:
     return block.conv1.in_channels, block.conv2.out_channels
 
 
-def steps(decoder: Structure, planned: Plan) -> int:
+def steps(decoder: Structure, planned: Plan, device: Kind) -> int:
     """Count the bands that a decode reads, and the bands of queries of its attentions."""
     first = planned.first
     blocks = iter(planned.middle)
     count = 0
     for layer in decoder.middle:
         if isinstance(layer, Attention):
-            rows = query_rows(first.height, first.width, layer.query_dim)
+            rows = query_rows(first.height, first.width, layer.query_dim, device)
             count += first.reads() - (-first.height // rows)
         else:
             count += _block_steps(first, layer, next(blocks), doubled=False)
@@ -249,7 +256,9 @@ def _block_bytes(
     anew = planned.keep < grid.height
     first, second = (winograd_bytes(layer, grid.pixels) for layer in (block.conv1, block.conv2))
     weights: int = first + second if anew else max(first, second)
-    weights += max(block.conv1.weight.nbytes, block.conv2.weight.nbytes)  # as oneDNN orders them
+    first, second = block.conv1.weight.nbytes, block.conv2.weight.nbytes
+    # As oneDNN orders them, one after the other, and cuDNN, as long as they are used.
+    weights += first + second if anew and grid.device == "gpu" else max(first, second)
     if upsampler is not None:
         weights += 2 * upsampler.weight.nbytes
         if block.conv_shortcut is not None:

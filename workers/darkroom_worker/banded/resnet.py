@@ -113,9 +113,11 @@ class Upsampled(Source):
 
     def _upsample(self, kernels: ParityKernels, start: int) -> Rows:
         first = start // 2
+        margin, shape = max(0, first - 1), self._small.shape
         # A quarter of a band becomes as large as a whole one.
-        small = split(self._small.read(max(0, first - 1)), max(1, self._small.shape.band // 4))
-        return skip(upsample(small, kernels, top=first == 0), start % 2)
+        small = split(self._small.read(margin), max(1, shape.band // 4))
+        doubled = upsample(small, kernels, shape.height - margin, top=first == 0)
+        return skip(doubled, start % 2)
 
 
 def resnet(x: Source, block: ResnetBlock2D, kept: AnyMap, keep: int) -> Stored:
@@ -135,18 +137,19 @@ def resnet(x: Source, block: ResnetBlock2D, kept: AnyMap, keep: int) -> Stored:
     normalize = x.moments.affine(block.norm1)
     moments = Moments()
     row = 0
-    for h in measure(convolve(x.rows(), first, normalize), moments):
+    for h in measure(convolve(x.rows(), first, normalize, height), moments):
         if row < keep:
             kept.write(row, h[:, : keep - row])
         row += h.shape[1]
 
     h_rows = kept.read(0, keep)
     if keep < height:
-        rest = convolve(x.rows(max(0, keep - 1)), first, normalize, top=keep == 0)
+        start = max(0, keep - 1)
+        rest = convolve(x.rows(start), first, normalize, height - start, top=keep == 0)
         h_rows = chain(h_rows, rest)
     del first  # with its filters, where they are not needed again
     second = RowConvolution(block.conv2, pixels)
-    residual = convolve(h_rows, second, moments.affine(block.norm2))
+    residual = convolve(h_rows, second, moments.affine(block.norm2), height)
     if isinstance(x, Stored) and block.conv_shortcut is None:
         return _add_in_place(x.map, residual)
     return _add_shortcut(x, block.conv_shortcut, residual, kept)

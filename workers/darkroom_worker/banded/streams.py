@@ -10,32 +10,36 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from . import devices
 from .convolution import ParityKernels, RowConvolution
 from .norm import Affine, Moments
 
 Rows = Iterator[Tensor]
 
 
-def convolve(rows: Rows, convolution: RowConvolution, affine: Affine, *, top: bool = True) -> Rows:
+def convolve(
+    rows: Rows, convolution: RowConvolution, affine: Affine, count: int, *, top: bool = True
+) -> Rows:
     """Convolve SiLU(x * scale + shift), zero outside of the map.
 
     Args:
         rows: x from the map's first row to its last; without `top` from some other row on.
         convolution: 3 x 3, from C to O channels.
         affine: the normalisation before the activation.
+        count: the number of rows that `rows` has.
         top: whether `rows` begin with the map's first row. Else their first row only is above the
             first that comes out.
     """
-    for window in _windows(rows, affine.activate, convolution.multiple, top=top):
+    for window in _windows(rows, affine.activate, convolution.multiple, count, top=top):
         yield convolution(window)
 
 
-def upsample(rows: Rows, kernels: ParityKernels, *, top: bool = True) -> Rows:
+def upsample(rows: Rows, kernels: ParityKernels, count: int, *, top: bool = True) -> Rows:
     """Double rows and columns by repetition, and convolve 3 x 3: twice as many rows come out.
 
-    `rows` and `top` are as in `convolve`.
+    `rows`, `count` and `top` are as in `convolve`.
     """
-    for window in _windows(rows, _copy, 1, top=top):
+    for window in _windows(rows, _copy, 1, count, top=top):
         yield kernels(window)
 
 
@@ -89,35 +93,50 @@ def _copy(rows: Tensor, out: Tensor) -> None:
 
 
 def _windows(
-    rows: Rows, fill: Callable[[Tensor, Tensor], None], multiple: int, *, top: bool
+    rows: Rows, fill: Callable[[Tensor, Tensor], None], multiple: int, count: int, *, top: bool
 ) -> Rows:
-    """Yield windows [B, n + 2, W, C] of a stream: n rows of a multiple, and one on either side.
+    """Yield windows [B, n + 2, W, C] of a stream of `count` rows: n rows, and one on either side.
 
     Zeros are above the map's first row and below its last. The number of rows is a multiple of
-    `multiple` but for the last window.
+    `multiple` but for the last window. A window is one piece of memory, the same for all.
     """
-    buffer: Tensor | None = None
-    held = 0
+    memory: Tensor | None = None
+    held: Tensor | None = None  # the rows of the window before with which the next begins
     for band in rows:
-        if buffer is None:
-            buffer = _with_room(band, band.shape[1] + multiple + 2)
-            if top:
-                buffer[:, :1].zero_()
-                held = 1
-        elif buffer.shape[1] < held + band.shape[1] + 1:
-            buffer, smaller = _with_room(band, held + band.shape[1] + 1), buffer
-            buffer[:, :held].copy_(smaller[:, :held])
-        fill(band, buffer[:, held : held + band.shape[1]])
-        held += band.shape[1]
-        if whole := max(0, held - 2) // multiple * multiple:
-            yield buffer[:, : whole + 2]
-            held -= whole
-            buffer[:, :held].copy_(buffer[:, whole : whole + held].clone())
-    if buffer is not None and held > 1:
-        buffer[:, held : held + 1].zero_()
-        yield buffer[:, : held + 1]
+        count -= band.shape[1]
+        # One row takes a GPU as long as many do: the last does not wait for a window of its own.
+        closed = count == 0 and multiple == 1 and devices.kind(band.device) == "gpu"
+        above = int(top) if held is None else held.shape[1]
+        height = above + band.shape[1] + closed
+        if memory is None or memory.numel() < height * band[:, :1].numel():
+            memory = _room(band, height + multiple + 1)
+        window = _window(memory, band, height)
+        if held is not None:
+            window[:, :above].copy_(held)
+        elif top:
+            window[:, :1].zero_()
+        fill(band, window[:, above : above + band.shape[1]])
+        if closed:
+            window[:, -1:].zero_()
+            yield window
+            return
+        whole = max(0, height - 2) // multiple * multiple
+        if whole:
+            yield window[:, : whole + 2]
+        held = window[:, whole:].clone()
+    if memory is not None and held is not None and held.shape[1] > 1:
+        window = _window(memory, held, held.shape[1] + 1)
+        window[:, :-1].copy_(held)
+        window[:, -1:].zero_()
+        yield window
 
 
-def _with_room(band: Tensor, rows: int) -> Tensor:
+def _room(band: Tensor, rows: int) -> Tensor:
+    """Make room for so many rows as wide as a band's."""
+    return band.new_empty(rows * band[:, :1].numel())
+
+
+def _window(memory: Tensor, band: Tensor, rows: int) -> Tensor:
+    """See the beginning of a piece of memory as so many rows as wide as a band's."""
     batch, _, width, channels = band.shape
-    return band.new_empty(batch, rows, width, channels)
+    return memory[: rows * batch * width * channels].view(batch, rows, width, channels)
