@@ -40,6 +40,7 @@ class VaeEntry(BaseModel):
     latent_channels: int | None = Field(None, ge=1)
     spatial_factor: int | None = Field(None, ge=1)
     temporal_factor: int = Field(1, ge=1)
+    temporal_tiles: bool = True
 
     @model_validator(mode="after")
     def _check_family(self) -> VaeEntry:
@@ -47,6 +48,8 @@ class VaeEntry(BaseModel):
             raise ValueError(
                 f"unknown family {self.family!r}: one of {', '.join(sorted(FAMILIES))}"
             )
+        if not self.temporal_tiles and not self.layout.tiles_frames:
+            raise ValueError(f"temporal_tiles: VAEs of family {self.family} make no such tiles")
         return self
 
     @property

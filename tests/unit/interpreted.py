@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from darkroom_worker.banded import BandedDecoder, Mode, fused, kernels, plain
+from darkroom_worker.banded.layers import DTYPES
 from darkroom_worker.banded.layout import to_rows
 from darkroom_worker.banded.norm import Moments
-from darkroom_worker.banded.structure import DTYPES
 
 from .test_banded import MODES, WORST, distance, error, latents, make_vae, whole
 from .test_banded_gpu import as_on_gpu, use

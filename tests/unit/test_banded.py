@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from darkroom_worker.banded import BandedDecoder, Mode, maps, supports
-from darkroom_worker.banded.convolution import ParityKernels
+from darkroom_worker.banded.convolution import ParityKernels, _convolve_columns
 from darkroom_worker.banded.decoder import HEAP_BYTES
 from darkroom_worker.banded.layout import to_channels_first, to_rows
 from darkroom_worker.banded.maps import MapShape, PackedMap, PlainMap
@@ -370,12 +370,16 @@ def test_unknown_decoders_are_refused(name: str) -> None:
         BandedDecoder(stranger)
 
 
-VIDEO_CASES = [name for name, case in CASES.items() if case.sizes[0].num_frames is not None]
+VIDEO_CASES = [
+    name
+    for name, case in CASES.items()
+    if case.sizes[0].num_frames is not None and name != "hunyuan-video"
+]
 
 
 @pytest.mark.parametrize("name", VIDEO_CASES)
 def test_video_vaes_are_refused(name: str) -> None:
-    """Decoders of videos have other blocks."""
+    """Decoders of videos have other blocks, all but HunyuanVideo's."""
     assert not supports(CASES[name].make_vae())
 
 
@@ -433,7 +437,7 @@ def test_winograds_rounding_is_that_of_a_convolution() -> None:
     with torch.no_grad():
         exact = to_rows(layer.double()(to_channels_first(rows.double())))
         direct = to_rows(layer.float()(to_channels_first(rows)))
-        made = WinogradRows(layer.weight, layer.bias)(rows)
+        made = WinogradRows(layer.weight[:, :, :, None], layer.bias, _convolve_columns)(rows)
     spread = [(result - exact).square().mean().sqrt() for result in (made, direct)]
     assert spread[0] < 3 * spread[1]
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from darkroom_worker.banded import BandedDecoder, Mode, convolution, devices, fused, graphs, plain
 from darkroom_worker.banded.attention import query_rows
 from darkroom_worker.banded.graphs import GraphedDecoder, Recording
+from darkroom_worker.banded.layers import DTYPES
 from darkroom_worker.banded.norm import Affine
-from darkroom_worker.banded.structure import DTYPES
 
 from .test_banded import MODES, SIZES, WORST, distance, error, latents, make_vae, memory, whole
 

@@ -18,6 +18,7 @@ from darkroom_infra.families import choose_normalization
 from darkroom_infra.records import Rendering
 from darkroom_wire.jobs import JobOptions, Task
 
+from .banded.videos import longest_in_one_piece
 from .loading import DTYPES, LoadedVae
 from .pictures import prepare_pixels
 from .planning import Plan, plan
@@ -137,15 +138,9 @@ def _resize_and_crop(decoded: Tensor, height: int, width: int) -> Tensor:
 
 
 def _method(vae: LoadedVae, grid: Tensor) -> str:
-    """Tell tiles from a decode in one piece.
-
-    HunyuanVideo's VAE decodes long videos in tiles along time by default, and so does its
-    pipeline. The tiles are blended: the picture is not what a decode in one piece would give.
-    """
-    longest: int | None = getattr(vae.module, "tile_sample_min_num_frames", None)
-    if longest is None or not getattr(vae.module, "use_framewise_decoding", False):
-        return WHOLE
-    return TEMPORAL_TILES if grid.shape[2] > longest // vae.facts.temporal_factor else WHOLE
+    """Tell tiles along time from a decode in one piece."""
+    longest = longest_in_one_piece(vae.module)
+    return WHOLE if longest is None or grid.shape[2] <= longest else TEMPORAL_TILES
 
 
 def encode(vae: LoadedVae, pixels: Tensor, options: JobOptions) -> tuple[Tensor, Way]:

@@ -151,4 +151,6 @@ class WholeDecode:
             weights: Mapping[str, Tensor] = self._vae.state_dict()
             hollow = {name: value.to("meta") for name, value in weights.items()}
             self._hollow.load_state_dict(hollow, strict=False, assign=True)
+            if hasattr(self._vae, "use_framewise_decoding"):
+                self._hollow.use_framewise_decoding = self._vae.use_framewise_decoding
         return self._hollow

@@ -144,6 +144,8 @@ def load(entry: VaeEntry, files: VaeFiles, *, device: torch.device, dtype: str) 
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise VaeLoadError(f"VAE {entry.name}: {files.folder}: {error}") from error
     module.to(device).eval().requires_grad_(requires_grad=False)
+    if not entry.temporal_tiles:
+        module.use_framewise_decoding = module.use_framewise_encoding = False  # type: ignore[assignment]
     normalization = entry.layout.normalization(config, *read_statistics(module))
     exact = BandedDecoder(module) if supports(module) else stream(module)
     return LoadedVae(entry, module, config, facts, normalization, name, device, exact)

@@ -141,6 +141,7 @@ class Family:
     unscaled_in_float32: ClassVar[bool] = False
     dimensions: ClassVar[int] = 4
     patch: ClassVar[int] = 1
+    tiles_frames: ClassVar[bool] = False
 
     def facts(self, config: Mapping[str, Any]) -> VaeFacts:
         """Read what must be known from a VAE's `config.json`.

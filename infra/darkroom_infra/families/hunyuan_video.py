@@ -16,6 +16,7 @@ class HunyuanVideoFamily(VideoFamily):
     """The plain case of a video."""
 
     fps: ClassVar[float | None] = 15.0
+    tiles_frames: ClassVar[bool] = True
 
 
 HUNYUAN_VIDEO = HunyuanVideoFamily("hunyuan-video")

@@ -32,10 +32,15 @@ def query_rows(height: int, width: int, channels: int, device: Kind) -> int:
     return max(1, min(height, QUERY_PRODUCTS // (2 * channels * height * width * width)))
 
 
-def attend(pixels: Tensor, layer: Attention, step: Callable[[], None]) -> None:
+def attend(
+    pixels: Tensor, layer: Attention, step: Callable[[], None], *, causal: bool = False
+) -> None:
     """Add to pixels, [B, H, W, C], in place what they see in each other.
 
     Keys and values exist for all pixels, 2 B H W C numbers; queries only for a few rows at a time.
+
+    Where it is causal, rows are frames, of which each sees itself and those before it. It asks
+    them alone: a mask of all pixels by all pixels need not exist.
     """
     batch, height, width, channels = pixels.shape
     moments = Moments()
@@ -48,12 +53,15 @@ def attend(pixels: Tensor, layer: Attention, step: Callable[[], None]) -> None:
     normalized = normalize(pixels)
     keys, values = heads(_linear(layer.to_k, normalized)), heads(_linear(layer.to_v, normalized))
     del normalized
-    rows = query_rows(height, width, channels, devices.kind(pixels.device))
+    rows = 1 if causal else query_rows(height, width, channels, devices.kind(pixels.device))
     for start in range(0, height, rows):
         step()
         band = pixels[:, start : start + rows]
         queries = heads(_linear(layer.to_q, normalize(band)))
-        seen = functional.scaled_dot_product_attention(queries, keys, values)
+        last = (start + 1) * width if causal else height * width
+        seen = functional.scaled_dot_product_attention(
+            queries, keys[:, :, :last], values[:, :, :last]
+        )
         band += _linear(layer.to_out[0], seen.transpose(1, 2).reshape(band.shape))
 
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import devices, winograd
+from .borders import ZEROS
+from .layers import Convolution
 from .layout import to_channels_first, to_rows
 
 WINOGRAD_CHANNELS = 256
@@ -18,14 +20,23 @@ WINOGRAD_PIXELS = 16384
 """From so many pixels on they also outweigh the making of the filters."""
 
 
+def _convolve_columns(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve rows [B, r, W, C] along their columns, which are padded with zeros."""
+    return to_rows(functional.conv2d(to_channels_first(rows), weight, bias, padding=(0, 1)))
+
+
 class RowConvolution:
     """A 3 x 3 convolution of stride 1 that pads the columns with zeros, but no rows."""
+
+    border = ZEROS
 
     def __init__(self, layer: nn.Conv2d, pixels: int) -> None:
         self._weight, self._bias = _as_convolved(layer.weight), layer.bias
         self._winograd: winograd.WinogradRows | None = None
-        if _winograd_pays(layer, pixels):
-            self._winograd = winograd.WinogradRows(layer.weight, _bias(layer))
+        if winograd_pays(layer, pixels):
+            self._winograd = winograd.WinogradRows(
+                layer.weight[:, :, :, None], bias_of(layer), _convolve_columns
+            )
 
     @property
     def multiple(self) -> int:
@@ -49,7 +60,7 @@ def _as_convolved(weight: Tensor) -> Tensor:
     return weight.contiguous(memory_format=torch.channels_last)
 
 
-def _winograd_pays(layer: nn.Conv2d, pixels: int) -> bool:
+def winograd_pays(layer: Convolution, pixels: int) -> bool:
     """Decide for float32 on a CPU: elsewhere there are units for matrices, or little precision."""
     weight = layer.weight
     return (
@@ -60,12 +71,13 @@ def _winograd_pays(layer: nn.Conv2d, pixels: int) -> bool:
     )
 
 
-def winograd_bytes(layer: nn.Conv2d, pixels: int) -> int:
+def winograd_bytes(layer: Convolution, pixels: int) -> int:
     """Count the bytes of the filters that a convolution of so many pixels makes."""
-    return 2 * layer.weight.nbytes if _winograd_pays(layer, pixels) else 0
+    return 2 * layer.weight.nbytes if winograd_pays(layer, pixels) else 0
 
 
-def _bias(layer: nn.Conv2d) -> Tensor:
+def bias_of(layer: Convolution) -> Tensor:
+    """Give a layer's bias, zeros where it has none."""
     return layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
 
 
@@ -85,23 +97,20 @@ class ParityKernels:
     upper: Tensor
     lower: Tensor
     bias: Tensor
+    border = ZEROS
 
     @classmethod
-    def of(cls, layer: nn.Conv2d, then: nn.Conv2d | None = None) -> ParityKernels:
+    def of(cls, layer: nn.Conv2d, then: Convolution | None = None) -> ParityKernels:
         """Make them for a layer, and where there is one for a 1 x 1 convolution after it.
 
         Sums of weights are taken in float32 and rounded once.
         """
-        weight, bias = layer.weight, _bias(layer)
-        if then is not None:
-            mixing = then.weight.float()[:, :, 0, 0]
-            weight = torch.einsum("oc,ciyx->oiyx", mixing, weight.float())
-            bias = mixing @ bias.float() + _bias(then).float()
+        weight, bias = mixed(layer, then)
         channels, inputs = weight.shape[:2]
-        columns = weight.new_empty(2, channels, inputs, 3, 2, dtype=torch.float32)
+        columns = weight.new_empty(2, channels, inputs, 3, 2)
         kernels = layer.weight.new_empty(2, 2, channels, inputs, 2, 2)
-        _merge(weight.float().unbind(3), *columns.unbind(4))
-        _merge(columns.unbind(3), *kernels.unbind(4))
+        merge(weight.unbind(3), *columns.unbind(4))
+        merge(columns.unbind(3), *kernels.unbind(4))
         upper, lower = kernels.flatten(1, 2)
         bias = bias.to(layer.weight.dtype).repeat(2)
         return cls(_as_convolved(upper), _as_convolved(lower), bias)
@@ -119,7 +128,17 @@ class ParityKernels:
         return doubled.view(batch, 2 * rows, 2 * width, channels)
 
 
-def _merge(weights: tuple[Tensor, ...], first: Tensor, second: Tensor) -> None:
+def mixed(layer: Convolution, then: Convolution | None) -> tuple[Tensor, Tensor]:
+    """Give the weight and the bias, in float32, of a layer and of a 1 x 1 (x 1) one after it."""
+    weight, bias = layer.weight.float(), bias_of(layer)
+    if then is None:
+        return weight, bias
+    mixing = then.weight.float().flatten(1)
+    weight = torch.einsum("oc,ci...->oi...", mixing, weight)
+    return weight, mixing @ bias.float() + bias_of(then).float()
+
+
+def merge(weights: tuple[Tensor, ...], first: Tensor, second: Tensor) -> None:
     """Add up those of three neighbouring weights that see the same pixel.
 
     Args:

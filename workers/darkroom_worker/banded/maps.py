@@ -34,13 +34,17 @@ def reserves_ahead(like: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class MapShape:
-    """The shape [B, H, W, C] of a map, and how many rows a band has."""
+    """The shape [B, H, W, C] of a map, and how many rows a band has.
+
+    Rows of a video are those of all its frames: W = frames x columns.
+    """
 
     batch: int
     height: int
     width: int
     channels: int
     band: int
+    frames: int = 1
 
     @property
     def pixels(self) -> int:

@@ -12,14 +12,12 @@ from enum import StrEnum
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
-from torch import nn
 
 from .attention import query_rows
 from .convolution import winograd_bytes
 from .devices import Kind
+from .layers import Block, Convolution, Level, Structure
 from .maps import MapShape
-from .structure import Level, Structure
 
 WORKING_BYTES: dict[Kind, int] = {"cpu": 2 << 20, "gpu": 32 << 20}
 """How large bands are: they stay in a core's cache, or fill a GPU.
@@ -40,9 +38,10 @@ class Mode(StrEnum):
 
     For a decoder as Stable Diffusion's, in float32:
 
-    `fast` keeps every map: 1,536 bytes for each pixel of the picture. `balanced` never has the
-    upsampled input of the last level and half of what its blocks have inside: 768. `small` keeps
-    nothing inside of the last level's blocks, and in float32 its one map in 24 bits: 384.
+    `fast` keeps every map: 1,536 bytes for each pixel of the picture. `balanced` never has all of
+    the upsampled input of the last level, and less than half of what its blocks have inside: 736.
+    `small` keeps nothing inside of the last level's blocks, and in float32 its one map in 24 bits:
+    384.
     """
 
     FAST = "fast"
@@ -65,9 +64,18 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """How a level is computed. `stored` is the shape of its upsampled input where it is kept."""
+    """How a level is computed.
 
-    stored: MapShape | None
+    Attributes:
+        input: The shape of its upsampled input, where there is one.
+        keep: How many of the first rows of that are kept until they are read for the first time.
+        stored: Whether all are, for as long as they are needed.
+        blocks: Its blocks.
+    """
+
+    input: MapShape | None
+    keep: int
+    stored: bool
     blocks: tuple[BlockPlan, ...]
 
 
@@ -82,28 +90,36 @@ class Plan:
 
 @dataclass(frozen=True)
 class Grid:
-    """Maps at one size [batch, height, width], in one dtype and on one kind of device."""
+    """Maps of a size, in one dtype and on one kind of device: pictures, or videos of `frames`."""
 
     batch: int
     height: int
-    width: int
+    columns: int
     dtype: torch.dtype
     device: Kind
+    frames: int = 1
+
+    @property
+    def width(self) -> int:
+        """The number of pixels of a row, that is of all frames."""
+        return self.frames * self.columns
 
     @property
     def pixels(self) -> int:
         """The number of pixels of one map."""
         return self.height * self.width
 
-    def larger(self, level: int) -> Grid:
-        """Double height and width so many times."""
-        return replace(self, height=self.height << level, width=self.width << level)
+    def larger(self, *, doubles_frames: bool) -> Grid:
+        """Double height and columns, and perhaps all frames but the first."""
+        frames = 2 * self.frames - 1 if doubles_frames else self.frames
+        return replace(self, height=2 * self.height, columns=2 * self.columns, frames=frames)
 
     def map(self, channels: int) -> MapShape:
         """Choose the bands of a map of so many channels."""
         row = self.bytes(channels) // self.height
         band = max(1, WORKING_BYTES[self.device] // row, WORKING_PIXELS // self.width)
-        return MapShape(self.batch, self.height, self.width, channels, min(self.height, band))
+        band = min(self.height, band)
+        return MapShape(self.batch, self.height, self.width, channels, band, self.frames)
 
     def bytes(self, channels: int) -> int:
         """Count the bytes of a map of so many channels."""
@@ -114,9 +130,17 @@ class Grid:
         return self.batch * channels * self.height * (3 * self.width + 4)
 
 
+def grids_of(decoder: Structure, latents: Grid) -> list[Grid]:
+    """List the sizes of the levels' maps."""
+    grids = [latents]
+    for level in decoder.levels[1:]:
+        grids.append(grids[-1].larger(doubles_frames=level.doubles_frames))
+    return grids
+
+
 def plan(decoder: Structure, latents: Grid, mode: Mode) -> Plan:
     """Plan a decode of latents of a size."""
-    grids = [latents.larger(level) for level in range(len(decoder.levels))]
+    grids = grids_of(decoder, latents)
     packed = mode is Mode.SMALL and latents.dtype == torch.float32
     room = _room(decoder, grids, mode)
     middle = tuple(
@@ -125,28 +149,35 @@ def plan(decoder: Structure, latents: Grid, mode: Mode) -> Plan:
         if not isinstance(block, Attention)
     )
     levels = []
-    for index, level in enumerate(decoder.levels):
-        last = index == len(decoder.levels) - 1
-        levels.append(_plan_level(grids[index], level, room, packed=packed and last))
+    for before, grid, level in zip(_before(grids), grids, decoder.levels, strict=True):
+        last = level is decoder.levels[-1]
+        levels.append(_plan_level(before, grid, level, room, packed=packed and last))
     first = latents.map(decoder.conv_in.out_channels)
     return Plan(first, middle, tuple(levels))
 
 
-def _plan_level(grid: Grid, level: Level, room: int, *, packed: bool) -> LevelPlan:
+def _before(grids: list[Grid]) -> list[Grid]:
+    """Give for each level the size of what it is made from."""
+    return [grids[0], *grids[:-1]]
+
+
+def _plan_level(before: Grid, grid: Grid, level: Level, room: int, *, packed: bool) -> LevelPlan:
     channels, made = _channels(level.blocks[0])
-    stored = None
+    shape, keep = None, 0
     resident = grid.bytes(channels)
+    stored = resident + grid.bytes(made) <= room and not packed
     if level.upsampler is not None:
-        if resident + grid.bytes(made) <= room and not packed:
-            stored = grid.map(channels)
-        else:
-            resident = grid.bytes(level.upsampler.in_channels) // 4
+        shape = grid.map(channels)
+        if not stored:
+            resident = before.bytes(level.upsampler.in_channels)
+            # What will be of the block's inside has room for these before.
+            keep = _rows_within(room - resident, grid, channels, packed=packed)
     blocks = []
     for block in level.blocks:
         made = _channels(block)[1]
         blocks.append(_plan_block(grid, made, resident, room, packed=packed))
         resident = grid.packed_bytes(made) if packed else grid.bytes(made)
-    return LevelPlan(stored, tuple(blocks))
+    return LevelPlan(shape, keep, stored, tuple(blocks))
 
 
 def _plan_block(
@@ -154,10 +185,16 @@ def _plan_block(
 ) -> BlockPlan:
     """Keep as many rows as there is room for beside what is resident already."""
     whole = grid.packed_bytes(channels) if packed else grid.bytes(channels)
-    keep = min(grid.height, max(0, room - resident) * grid.height // whole)
-    keep = keep if keep > 1 else 0
+    keep = _rows_within(room - resident, grid, channels, packed=packed)
     most = max(resident + keep * whole // grid.height, whole)
     return BlockPlan(grid.map(channels), keep, packed, most)
+
+
+def _rows_within(room: int, grid: Grid, channels: int, *, packed: bool) -> int:
+    """Count the rows of a map that have room. One alone is not worth it."""
+    whole = grid.packed_bytes(channels) if packed else grid.bytes(channels)
+    rows = min(grid.height, max(0, room) * grid.height // whole)
+    return rows if rows > 1 else 0
 
 
 def _room(decoder: Structure, grids: list[Grid], mode: Mode) -> int:
@@ -167,12 +204,14 @@ def _room(decoder: Structure, grids: list[Grid], mode: Mode) -> int:
     *_, last = grids
     level = decoder.levels[-1]
     made = [_channels(block)[1] for block in level.blocks]
-    before = 0 if level.upsampler is None else last.bytes(level.upsampler.in_channels) // 4
+    *_, small = _before(grids)
+    before = 0 if level.upsampler is None else small.bytes(level.upsampler.in_channels)
+    least = list(map(_least, _before(grids), grids, decoder.levels))
     if mode is Mode.BALANCED:
-        return max(*map(_least, grids, decoder.levels), before + last.bytes(made[0]))
+        return max(*least, before + last.bytes(made[0]) * 15 // 16)
     if last.dtype == torch.float32:
-        return max(*map(_least, grids[:-1], decoder.levels), before, last.packed_bytes(max(made)))
-    return max(map(_least, grids, decoder.levels))
+        return max(*least[:-1], before, last.packed_bytes(max(made)))
+    return max(least)
 
 
 def _all(grid: Grid, level: Level) -> int:
@@ -180,18 +219,18 @@ def _all(grid: Grid, level: Level) -> int:
     return max(grid.bytes(sum(_channels(block))) for block in level.blocks)
 
 
-def _least(grid: Grid, level: Level) -> int:
+def _least(before: Grid, grid: Grid, level: Level) -> int:
     """Count what a level has at least: its output, and an input that cannot be computed anew."""
     sizes = [grid.bytes(_channels(block)[1]) for block in level.blocks]
     if level.upsampler is None:
         channels, made = _channels(level.blocks[0])
         sizes.append(grid.bytes(channels if channels == made else channels + made))
     else:
-        sizes.append(grid.bytes(level.upsampler.in_channels) // 4)
+        sizes.append(before.bytes(level.upsampler.in_channels))
     return max(sizes)
 
 
-def _channels(block: ResnetBlock2D) -> tuple[int, int]:
+def _channels(block: Block) -> tuple[int, int]:
     return block.conv1.in_channels, block.conv2.out_channels
 
 
@@ -202,16 +241,27 @@ def steps(decoder: Structure, planned: Plan, device: Kind) -> int:
     count = 0
     for layer in decoder.middle:
         if isinstance(layer, Attention):
-            rows = query_rows(first.height, first.width, layer.query_dim, device)
-            count += first.reads() - (-first.height // rows)
+            count += first.reads()
+            if first.frames > 1:
+                count += first.frames
+            else:
+                rows = query_rows(first.height, first.width, layer.query_dim, device)
+                count += -(-first.height // rows)
         else:
             count += _block_steps(first, layer, next(blocks), doubled=False)
     before = first
     for level, level_plan in zip(decoder.levels, planned.levels, strict=True):
-        doubled = level.upsampler is not None and level_plan.stored is None
-        if level.upsampler is not None:
+        x, doubled = before, False
+        if level_plan.input is not None:
             count += before.reads()  # for the moments of the upsampled map, or to store it
-        x = level_plan.stored or before
+            doubled = not level_plan.stored
+            if level_plan.stored:
+                x = level_plan.input
+            elif keep := level_plan.keep:
+                # Those are read instead of what they are computed from.
+                count += level_plan.input.reads(0, keep) - before.reads()
+                if keep < level_plan.input.height:
+                    count += before.reads(max(0, keep // 2 - 1))
         for block, block_plan in zip(level.blocks, level_plan.blocks, strict=True):
             count += _block_steps(x, block, block_plan, doubled=doubled)
             x, doubled = block_plan.shape, False
@@ -219,7 +269,7 @@ def steps(decoder: Structure, planned: Plan, device: Kind) -> int:
     return count + before.reads()
 
 
-def _block_steps(x: MapShape, block: ResnetBlock2D, planned: BlockPlan, *, doubled: bool) -> int:
+def _block_steps(x: MapShape, block: Block, planned: BlockPlan, *, doubled: bool) -> int:
     """Count the bands that a block reads: x, what is kept of h, x for the rest, the shortcut."""
     count = x.reads() + planned.shape.reads(0, planned.keep)
     if planned.keep < planned.shape.height:
@@ -237,21 +287,32 @@ def working_bytes(decoder: Structure, planned: Plan, latents: Grid) -> int:
     for layer in decoder.middle:
         if isinstance(layer, Attention):
             # The map and a copy, what is normalised, keys and values, and the queries of a step.
-            peak = max(peak, 6 * latents.bytes(layer.query_dim))
+            # Of a video there is another copy, by frames.
+            peak = max(peak, (6 + (latents.frames > 1)) * latents.bytes(layer.query_dim))
         else:
             peak = max(peak, _block_bytes(latents, layer, next(blocks), None))
-    for index, (level, level_plan) in enumerate(zip(decoder.levels, planned.levels, strict=True)):
-        grid = latents.larger(index)
-        layer = level.upsampler if level_plan.stored is None else None
+    grids = grids_of(decoder, latents)
+    for before, grid, level, level_plan in zip(
+        _before(grids), grids, decoder.levels, planned.levels, strict=True
+    ):
+        doubling = None
+        if level.upsampler is not None and not level_plan.stored:
+            doubling = _Doubling(before, level.upsampler)
         for block, block_plan in zip(level.blocks, level_plan.blocks, strict=True):
-            peak = max(peak, _block_bytes(grid, block, block_plan, layer))
-            layer = None
+            peak = max(peak, _block_bytes(grid, block, block_plan, doubling))
+            doubling = None
     return peak
 
 
-def _block_bytes(
-    grid: Grid, block: ResnetBlock2D, planned: BlockPlan, upsampler: nn.Conv2d | None
-) -> int:
+@dataclass(frozen=True)
+class _Doubling:
+    """The upsampling that a block's input is computed by: from what size, by which layer."""
+
+    small: Grid
+    layer: Convolution
+
+
+def _block_bytes(grid: Grid, block: Block, planned: BlockPlan, doubling: _Doubling | None) -> int:
     """Count a block's maps, the bands on their way through it and what is made of its weights."""
     anew = planned.keep < grid.height
     first, second = (winograd_bytes(layer, grid.pixels) for layer in (block.conv1, block.conv2))
@@ -259,14 +320,14 @@ def _block_bytes(
     first, second = block.conv1.weight.nbytes, block.conv2.weight.nbytes
     # As oneDNN orders them, one after the other, and cuDNN, as long as they are used.
     weights += first + second if anew and grid.device == "gpu" else max(first, second)
-    if upsampler is not None:
-        weights += 2 * upsampler.weight.nbytes
+    if doubling is not None:
+        weights += 2 * doubling.layer.weight.nbytes
         if block.conv_shortcut is not None:
-            weights += upsampler.weight.nbytes
-    return planned.map_bytes + weights + _band_bytes(grid, block, planned, doubled=bool(upsampler))
+            weights += doubling.layer.weight.nbytes
+    return planned.map_bytes + weights + _band_bytes(grid, block, planned, doubling)
 
 
-def _band_bytes(grid: Grid, block: ResnetBlock2D, planned: BlockPlan, *, doubled: bool) -> int:
+def _band_bytes(grid: Grid, block: Block, planned: BlockPlan, doubling: _Doubling | None) -> int:
     """Count the bands that exist at once in the larger of a block's two passes.
 
     A convolution has its window and its output, the moments have a difference, an upsampling has
@@ -274,9 +335,9 @@ def _band_bytes(grid: Grid, block: ResnetBlock2D, planned: BlockPlan, *, doubled
     """
     channels, made = _channels(block)
     rows = grid.map(channels).band
-    if doubled:
-        small = replace(grid, height=grid.height // 2, width=grid.width // 2)
-        rows = 2 * max(1, small.map(channels).band // 4)
+    doubled = doubling is not None
+    if doubling is not None:
+        rows = 2 * max(1, doubling.small.map(channels).band // 4)
     wide, narrow = (rows * grid.bytes(count) // grid.height for count in (channels, made))
     first = wide + narrow + (7 * wide // 4 if doubled else 0)
     kept = planned.shape.band * grid.bytes(made) // grid.height if planned.keep else narrow

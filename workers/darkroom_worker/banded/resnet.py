@@ -11,15 +11,26 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from itertools import chain
 
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .convolution import ParityKernels, RowConvolution
+from .layers import Block, Convolution
 from .layout import to_channels_first, to_rows
-from .maps import AnyMap
+from .maps import AnyMap, MapShape
 from .norm import Moments
-from .streams import Rows, Taker, convolve, measure, skip, split, upsample
+from .streams import (
+    AnyConvolution,
+    AnyParityKernels,
+    Rows,
+    Taker,
+    convolve,
+    measure,
+    skip,
+    split,
+    upsample,
+)
+from .volumes import VolumeConvolution, VolumeParityKernels
 
 
 class Source(ABC):
@@ -35,7 +46,7 @@ class Source(ABC):
         """Stream x, [B, r, W, C], from the row `start` on."""
 
     @abstractmethod
-    def shortcut(self, layer: nn.Conv2d | None) -> Rows:
+    def shortcut(self, layer: Convolution | None) -> Rows:
         """Stream the rows of the shortcut: x, or its 1 x 1 convolution."""
 
     @abstractmethod
@@ -59,7 +70,7 @@ class Stored(Source):
         """Stream x from the row `start` on."""
         return self.map.read(start)
 
-    def shortcut(self, layer: nn.Conv2d | None) -> Rows:
+    def shortcut(self, layer: Convolution | None) -> Rows:
         """Stream x, or its 1 x 1 convolution."""
         for band in self.rows():
             yield band if layer is None else _mix(band, layer)
@@ -72,38 +83,59 @@ class Stored(Source):
 class Upsampled(Source):
     """A map that never is there: the small map before it is upsampled whenever rows are needed.
 
-    `layer` is the 3 x 3 convolution after the doubling of rows and columns.
+    `layer` is the convolution after the doubling of rows and columns, and of frames where it
+    `doubles_frames`. The first `keep` rows are put into `kept`, an empty map, when the moments are
+    taken, and are there for the next that reads from the top; then they are gone.
     """
 
-    def __init__(self, small: AnyMap, layer: nn.Conv2d) -> None:
+    def __init__(
+        self,
+        small: AnyMap,
+        layer: Convolution,
+        kept: AnyMap,
+        keep: int,
+        *,
+        doubles_frames: bool = False,
+    ) -> None:
         self._small = small
         self._layer = layer
-        self._kernels = ParityKernels.of(layer)
+        self._doubles_frames = doubles_frames
+        self._kernels = self._merge(None)
+        self._kept = kept
+        self._keep = keep
 
     @cached_property
     def moments(self) -> Moments:
         """The moments of x."""
-        moments = Moments()
-        for band in self.rows():
+        moments, row = Moments(), 0
+        for band in self._upsample(self._kernels, 0):
             moments.add(band)
+            if row < self._keep:
+                self._kept.write(row, band[:, : self._keep - row])
+            row += band.shape[1]
         return moments
 
     def store(self, into: AnyMap) -> Stored:
         """Keep x after all, in an empty map, and let go of the small one."""
         moments, row = Moments(), 0
-        for band in measure(self.rows(), moments):
+        for band in measure(self._upsample(self._kernels, 0), moments):
             into.write(row, band)
             row += band.shape[1]
             self.release(row)
         return Stored(into, moments)
 
     def rows(self, start: int = 0) -> Rows:
-        """Compute x from the row `start` on."""
-        return self._upsample(self._kernels, start)
+        """Give x from the row `start` on: what is kept of it, the rest computed."""
+        if start == 0 and self._keep:
+            keep, self._keep = self._keep, 0
+            yield from self._use_up(keep)
+            start = keep
+        if start < 2 * self._small.shape.height:
+            yield from self._upsample(self._kernels, start)
 
-    def shortcut(self, layer: nn.Conv2d | None) -> Rows:
+    def shortcut(self, layer: Convolution | None) -> Rows:
         """Compute x, or its 1 x 1 convolution: with the upsampling it is one convolution."""
-        kernels = self._kernels if layer is None else ParityKernels.of(self._layer, layer)
+        kernels = self._kernels if layer is None else self._merge(layer)
         return self._upsample(kernels, 0)
 
     def release(self, before: int) -> None:
@@ -111,7 +143,24 @@ class Upsampled(Source):
         height = self._small.shape.height
         self._small.release(height if before >= 2 * height else max(0, before // 2 - 1))
 
-    def _upsample(self, kernels: ParityKernels, start: int) -> Rows:
+    def _use_up(self, keep: int) -> Rows:
+        """Give the rows that are kept, and free each when the next is asked for."""
+        row = 0
+        for band in self._kept.read(0, keep):
+            yield band
+            row += band.shape[1]
+            self._kept.release(self._kept.shape.height if row == keep else row)
+
+    def _merge(self, then: Convolution | None) -> AnyParityKernels:
+        """Merge the doubling, the convolution and a 1 x 1 (x 1) one after it."""
+        if isinstance(self._layer, nn.Conv2d):
+            return ParityKernels.of(self._layer, then)
+        frames = self._small.shape.frames
+        return VolumeParityKernels.of(
+            self._layer, then, frames, doubles_frames=self._doubles_frames
+        )
+
+    def _upsample(self, kernels: AnyParityKernels, start: int) -> Rows:
         first = start // 2
         margin, shape = max(0, first - 1), self._small.shape
         # A quarter of a band becomes as large as a whole one.
@@ -120,7 +169,14 @@ class Upsampled(Source):
         return skip(doubled, start % 2)
 
 
-def resnet(x: Source, block: ResnetBlock2D, kept: AnyMap, keep: int) -> Stored:
+def convolution(layer: Convolution, shape: MapShape) -> AnyConvolution:
+    """Make the convolution of maps of a size by a layer."""
+    if isinstance(layer, nn.Conv2d):
+        return RowConvolution(layer, shape.pixels)
+    return VolumeConvolution(layer, shape.pixels, shape.frames)
+
+
+def resnet(x: Source, block: Block, kept: AnyMap, keep: int) -> Stored:
     """Apply a block.
 
     Args:
@@ -132,8 +188,8 @@ def resnet(x: Source, block: ResnetBlock2D, kept: AnyMap, keep: int) -> Stored:
     Returns:
         The result. It lies in x where x is stored and the shortcut is x itself, else in `kept`.
     """
-    height, pixels = kept.shape.height, kept.shape.pixels
-    first = RowConvolution(block.conv1, pixels)
+    height = kept.shape.height
+    first = convolution(block.conv1, kept.shape)
     normalize = x.moments.affine(block.norm1)
     moments = Moments()
     row = 0
@@ -148,7 +204,7 @@ def resnet(x: Source, block: ResnetBlock2D, kept: AnyMap, keep: int) -> Stored:
         rest = convolve(x.rows(start), first, normalize, height - start, top=keep == 0)
         h_rows = chain(h_rows, rest)
     del first  # with its filters, where they are not needed again
-    second = RowConvolution(block.conv2, pixels)
+    second = convolution(block.conv2, kept.shape)
     residual = convolve(h_rows, second, moments.affine(block.norm2), height)
     if isinstance(x, Stored) and block.conv_shortcut is None:
         return _add_in_place(x.map, residual)
@@ -165,7 +221,7 @@ def _add_in_place(x: AnyMap, residual: Rows) -> Stored:
     return Stored(x, moments)
 
 
-def _add_shortcut(x: Source, layer: nn.Conv2d | None, residual: Rows, out: AnyMap) -> Stored:
+def _add_shortcut(x: Source, layer: Convolution | None, residual: Rows, out: AnyMap) -> Stored:
     """Write shortcut(x) + residual over h, whose rows have been read, and let go of x's."""
     moments, row = Moments(), 0
     shortcut = Taker(x.shortcut(layer))
@@ -181,5 +237,6 @@ def _add_shortcut(x: Source, layer: nn.Conv2d | None, residual: Rows, out: AnyMa
     return Stored(out, moments)
 
 
-def _mix(rows: Tensor, layer: nn.Conv2d) -> Tensor:
-    return to_rows(functional.conv2d(to_channels_first(rows), layer.weight, layer.bias))
+def _mix(rows: Tensor, layer: Convolution) -> Tensor:
+    weight = layer.weight.flatten(1)[:, :, None, None]
+    return to_rows(functional.conv2d(to_channels_first(rows), weight, layer.bias))

@@ -1,45 +1,51 @@
 """Layers over streams of rows: each takes an iterator of bands from the top and is one itself.
 
 Bands are [B, r, W, C] with any number of rows; what a stream yields is valid until its next band.
-A 3 x 3 convolution sees one row ahead and one behind: it keeps those between bands.
+A 3 x 3 convolution sees one row ahead and one behind: it keeps those between bands. A video's rows
+are those of all its frames, W = frames x columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import Tensor
 
 from . import devices
+from .borders import Border, Write
 from .convolution import ParityKernels, RowConvolution
 from .norm import Affine, Moments
+from .volumes import VolumeConvolution, VolumeParityKernels
 
 Rows = Iterator[Tensor]
+AnyConvolution = RowConvolution | VolumeConvolution
+AnyParityKernels = ParityKernels | VolumeParityKernels
 
 
 def convolve(
-    rows: Rows, convolution: RowConvolution, affine: Affine, count: int, *, top: bool = True
+    rows: Rows, convolution: AnyConvolution, affine: Affine, count: int, *, top: bool = True
 ) -> Rows:
-    """Convolve SiLU(x * scale + shift), zero outside of the map.
+    """Convolve SiLU(x * scale + shift), with the convolution's border around the map.
 
     Args:
         rows: x from the map's first row to its last; without `top` from some other row on.
-        convolution: 3 x 3, from C to O channels.
+        convolution: 3 x 3 (x 3), from C to O channels.
         affine: the normalisation before the activation.
         count: the number of rows that `rows` has.
         top: whether `rows` begin with the map's first row. Else their first row only is above the
             first that comes out.
     """
-    for window in _windows(rows, affine.activate, convolution.multiple, count, top=top):
+    border, multiple = convolution.border, convolution.multiple
+    for window in _windows(rows, border, affine.activate, multiple, count, top=top):
         yield convolution(window)
 
 
-def upsample(rows: Rows, kernels: ParityKernels, count: int, *, top: bool = True) -> Rows:
-    """Double rows and columns by repetition, and convolve 3 x 3: twice as many rows come out.
+def upsample(rows: Rows, kernels: AnyParityKernels, count: int, *, top: bool = True) -> Rows:
+    """Double rows and columns by repetition, and convolve: twice as many rows come out.
 
     `rows`, `count` and `top` are as in `convolve`.
     """
-    for window in _windows(rows, _copy, 1, count, top=top):
+    for window in _windows(rows, kernels.border, _copy, 1, count, top=top):
         yield kernels(window)
 
 
@@ -93,12 +99,13 @@ def _copy(rows: Tensor, out: Tensor) -> None:
 
 
 def _windows(
-    rows: Rows, fill: Callable[[Tensor, Tensor], None], multiple: int, count: int, *, top: bool
+    rows: Rows, border: Border, write: Write, multiple: int, count: int, *, top: bool
 ) -> Rows:
     """Yield windows [B, n + 2, W, C] of a stream of `count` rows: n rows, and one on either side.
 
-    Zeros are above the map's first row and below its last. The number of rows is a multiple of
-    `multiple` but for the last window. A window is one piece of memory, the same for all.
+    What is outside of the map, and how wide a window is for it, the border says. The number of
+    rows is a multiple of `multiple` but for the last window. A window is one piece of memory, the
+    same for all.
     """
     memory: Tensor | None = None
     held: Tensor | None = None  # the rows of the window before with which the next begins
@@ -108,16 +115,17 @@ def _windows(
         closed = count == 0 and multiple == 1 and devices.kind(band.device) == "gpu"
         above = int(top) if held is None else held.shape[1]
         height = above + band.shape[1] + closed
-        if memory is None or memory.numel() < height * band[:, :1].numel():
-            memory = _room(band, height + multiple + 1)
-        window = _window(memory, band, height)
+        width = border.width(band.shape[2])
+        if memory is None or memory.numel() < height * band[:, :1, :1].numel() * width:
+            memory = band.new_empty((height + multiple + 1) * band[:, :1, :1].numel() * width)
+        window = _window(memory, band, height, width)
+        border.fill(window[:, above : above + band.shape[1]], band, write)
         if held is not None:
             window[:, :above].copy_(held)
         elif top:
-            window[:, :1].zero_()
-        fill(band, window[:, above : above + band.shape[1]])
+            border.outside(window[:, :1], window[:, 1:2])
         if closed:
-            window[:, -1:].zero_()
+            border.outside(window[:, -1:], window[:, -2:-1])
             yield window
             return
         whole = max(0, height - 2) // multiple * multiple
@@ -125,18 +133,13 @@ def _windows(
             yield window[:, : whole + 2]
         held = window[:, whole:].clone()
     if memory is not None and held is not None and held.shape[1] > 1:
-        window = _window(memory, held, held.shape[1] + 1)
+        window = _window(memory, held, held.shape[1] + 1, held.shape[2])
         window[:, :-1].copy_(held)
-        window[:, -1:].zero_()
+        border.outside(window[:, -1:], window[:, -2:-1])
         yield window
 
 
-def _room(band: Tensor, rows: int) -> Tensor:
-    """Make room for so many rows as wide as a band's."""
-    return band.new_empty(rows * band[:, :1].numel())
-
-
-def _window(memory: Tensor, band: Tensor, rows: int) -> Tensor:
-    """See the beginning of a piece of memory as so many rows as wide as a band's."""
-    batch, _, width, channels = band.shape
+def _window(memory: Tensor, band: Tensor, rows: int, width: int) -> Tensor:
+    """See the beginning of a piece of memory as so many rows of a width."""
+    batch, _, _, channels = band.shape
     return memory[: rows * batch * width * channels].view(batch, rows, width, channels)

@@ -15,14 +15,12 @@ Winograd convolution for deep neural networks", 2020).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from math import prod
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-
-from .layout import to_channels_first, to_rows
 
 ROWS = 4
 """How many output rows are made at once."""
@@ -67,42 +65,42 @@ def _floats(rows: list[list[Fraction]]) -> Matrix:
 OUTPUTS, FILTERS, INPUTS = _matrices()
 
 
-class WinogradRows:
-    """A 3 x 3 convolution by Winograd's method along the rows.
+Convolve = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Convolves each row by itself: rows [B, r, W, C], a filter [O, C, t, 3] and a bias [O]."""
 
-    Takes weights [O, C, 3, 3] and a bias [O]; holds twice the weights' size.
+
+class WinogradRows:
+    """A 3 x 3 convolution, or a 3 x 3 x 3 one, by Winograd's method along the rows.
+
+    Takes weights [O, C, 3, t, 3], rows first, and a bias [O]; holds twice the weights' size.
+    `convolve` does what is left for each row, whatever it has beside its columns.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, convolve: Convolve) -> None:
         combination = torch.tensor(FILTERS, dtype=weight.dtype, device=weight.device)
-        # One filter [O, C, 1, 3] for each of the six products.
-        self._filters = torch.einsum("ny,ocyx->noxc", combination, weight)
+        # One filter [O, C, t, 3] for each of the six products.
+        self._filters = torch.einsum("ny,ocytx->notxc", combination, weight).permute(0, 1, 4, 2, 3)
         self._bias = bias
+        self._convolve = convolve
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """Convolve [B, 4 t + 2, W, C] to [B, 4 t, W, O]; columns are padded with zeros."""
+        """Convolve [B, 4 t + 2, W, C] to [B, 4 t, W', O]."""
         batch, height, width, channels = rows.shape
         tiles = (height - 2) // ROWS
         transformed = rows.new_empty(batch, tiles, width, channels)
-        result = rows.new_empty(batch, tiles, ROWS, width, len(self._bias))
+        result = torch.empty(0)
         # Every output has the product at the point 1 once: it comes first, and brings the bias.
         for product in sorted(range(len(INPUTS)), key=lambda product: product != ONE):
             _combine(rows, INPUTS[product], transformed)
-            convolved = to_rows(
-                functional.conv2d(
-                    to_channels_first(transformed),
-                    self._filters[product].permute(0, 2, 1)[:, :, None],
-                    self._bias if product == ONE else None,
-                    padding=(0, 1),
-                )
-            )
+            bias = self._bias if product == ONE else None
+            convolved = self._convolve(transformed, self._filters[product], bias)
             if product == ONE:
-                result.copy_(convolved[:, :, None])
+                result = convolved[:, :, None].repeat(1, 1, ROWS, 1, 1)
                 continue
             for row in range(ROWS):
                 if factor := OUTPUTS[row][product]:
                     result[:, :, row].add_(convolved, alpha=factor)
-        return result.view(batch, tiles * ROWS, width, len(self._bias))
+        return result.flatten(1, 2)
 
 
 def _combine(rows: Tensor, factors: tuple[float, ...], out: Tensor) -> None:

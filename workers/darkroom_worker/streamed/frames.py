@@ -27,7 +27,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 from darkroom_worker.banded import Mode
-from darkroom_worker.banded.structure import is_patched
+from darkroom_worker.banded.layers import is_patched
 from darkroom_worker.footprint import Footprint
 
 from .protocol import EXACT_STREAMED, nothing

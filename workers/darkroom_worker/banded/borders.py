@@ -1,0 +1,86 @@
+"""What convolutions see outside of a map: zeros around a picture, repetitions around a video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+Write = Callable[[Tensor, Tensor], None]
+"""Writes rows, changed or not, to room for as many."""
+
+
+class Border(Protocol):
+    """Lays rows of a map, [B, r, W, C], into windows whose rows may be wider."""
+
+    def width(self, columns: int) -> int:
+        """Tell how wide a window's rows are for a map's."""
+        ...
+
+    def fill(self, window: Tensor, rows: Tensor, write: Write) -> None:
+        """Write rows into as many of a window, and what is beside them."""
+        ...
+
+    def outside(self, window: Tensor, nearest: Tensor) -> None:
+        """Make a window's row that is above or below the map, beside which `nearest` lies."""
+        ...
+
+
+class Zeros:
+    """Zeros above and below; those beside the columns are added by the convolutions themselves."""
+
+    def width(self, columns: int) -> int:
+        """Tell that rows are as wide as the map's."""
+        return columns
+
+    def fill(self, window: Tensor, rows: Tensor, write: Write) -> None:
+        """Write rows, and nothing beside them."""
+        write(rows, window)
+
+    def outside(self, window: Tensor, nearest: Tensor) -> None:
+        """Write zeros."""
+        del nearest
+        window.zero_()
+
+
+ZEROS = Zeros()
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Every side repeats what is nearest, and the first frame has been there before.
+
+    A row of a video is that of all its frames, one after the other. In windows it has one column
+    more on either side, and `before` frames more.
+    """
+
+    frames: int
+    before: int
+
+    def width(self, columns: int) -> int:
+        """Tell how wide rows become."""
+        return (self.frames + self.before) * (columns // self.frames + 2)
+
+    def fill(self, window: Tensor, rows: Tensor, write: Write) -> None:
+        """Write the rows of one video, and repeat what is at their sides."""
+        padded = self.unfold(window)
+        write(split_frames(rows, self.frames), padded[:, :, self.before :, 1:-1])
+        padded[:, :, self.before :, :1] = padded[:, :, self.before :, 1:2]
+        padded[:, :, self.before :, -1:] = padded[:, :, self.before :, -2:-1]
+        padded[:, :, : self.before] = padded[:, :, self.before : self.before + 1]
+
+    def outside(self, window: Tensor, nearest: Tensor) -> None:
+        """Repeat a row."""
+        window.copy_(nearest)
+
+    def unfold(self, window: Tensor) -> Tensor:
+        """See a window's rows by frames: [B, r, T + before, W + 2, C]."""
+        return split_frames(window, self.frames + self.before)
+
+
+def split_frames(rows: Tensor, frames: int) -> Tensor:
+    """See rows [B, r, T W, C] as [B, r, T, W, C]."""
+    batch, height, _, channels = rows.shape
+    return rows.view(batch, height, frames, -1, channels)

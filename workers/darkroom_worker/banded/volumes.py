@@ -1,0 +1,164 @@
+"""Convolutions of videos, as rows of all frames: 3 x 3 x 3, also after a doubling.
+
+A convolution sees, beside a pixel's own frame, only the two before it: it is causal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import winograd
+from .borders import Repeated, split_frames
+from .convolution import bias_of, merge, mixed, winograd_pays
+from .layers import Convolution
+
+
+class VolumeConvolution:
+    """A causal 3 x 3 x 3 convolution of stride 1 whose windows bring what is outside."""
+
+    def __init__(self, layer: nn.Conv3d, pixels: int, frames: int) -> None:
+        self.border = Repeated(frames, before=2)
+        self._weight, self._bias = _rows_first(layer.weight), layer.bias
+        self._winograd: winograd.WinogradRows | None = None
+        if winograd_pays(layer, pixels):
+            self._winograd = winograd.WinogradRows(
+                layer.weight.transpose(2, 3), bias_of(layer), self._convolve_frames
+            )
+
+    @property
+    def multiple(self) -> int:
+        """The number of rows in whose multiples it is fastest."""
+        return 1 if self._winograd is None else winograd.ROWS
+
+    def __call__(self, window: Tensor) -> Tensor:
+        """Convolve [B, n + 2, (T + 2) (W + 2), C] to [B, n, T W, O]."""
+        rows = window.shape[1] - 2
+        if self._winograd is not None and rows % winograd.ROWS == 0:
+            return self._winograd(window)
+        convolved = functional.conv3d(_volume(self.border.unfold(window)), self._weight, self._bias)
+        return _rows(convolved).flatten(2, 3)
+
+    def _convolve_frames(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve each row's frames and columns by itself, 3 x 3."""
+        plane = self.border.unfold(rows).flatten(0, 1).permute(0, 3, 1, 2)
+        convolved = functional.conv2d(plane, weight, bias).permute(0, 2, 3, 1)
+        return convolved.reshape(*rows.shape[:2], -1, convolved.shape[-1])
+
+
+@dataclass(frozen=True)
+class VolumeParityKernels:
+    """`ParityKernels` for videos; where frames are doubled, all but the first, for those too.
+
+    The second of two equal frames sees, besides them, the one before; the first sees both of the
+    frame before. So each has its own two weights along time. With two taps each way a doubling
+    takes 64 products instead of 216, without one of frames 96 instead of 216.
+
+    `upper` and `lower`, [k O, C, 2, t, 2], make the even and the odd rows: for each parity of a
+    frame and a column O channels.
+    """
+
+    upper: Tensor
+    lower: Tensor
+    bias: Tensor
+    border: Repeated
+    doubles_frames: bool
+
+    @classmethod
+    def of(
+        cls, layer: nn.Conv3d, then: Convolution | None, frames: int, *, doubles_frames: bool
+    ) -> VolumeParityKernels:
+        """Make them for a layer after a doubling of so many frames, and a 1 x 1 x 1 one after it.
+
+        Sums of weights are taken in float32 and rounded once.
+        """
+        weight, bias = mixed(layer, then)
+        weight = weight.transpose(2, 3)  # [O, C, rows, frames, columns]
+        kinds = [weight]
+        if doubles_frames:
+            kinds = list(_halve(weight, 3))
+        kinds = [half for kind in kinds for half in _halve(kind, 4)]
+        upper, lower = _halve(torch.cat(kinds), 2)
+        border = Repeated(frames, before=1 if doubles_frames else 2)
+        dtype = layer.weight.dtype
+        memory = torch.channels_last_3d
+        return cls(
+            upper.to(dtype).contiguous(memory_format=memory),
+            lower.to(dtype).contiguous(memory_format=memory),
+            bias.to(dtype).repeat(len(kinds)),
+            border,
+            doubles_frames,
+        )
+
+    def __call__(self, window: Tensor) -> Tensor:
+        """Turn [B, n + 2, …, C] into [B, 2 n, T' 2 W, O]: first and last row are a margin."""
+        volume = self.border.unfold(window)
+        batch, height, _, width, _ = volume.shape
+        rows, columns, frames = height - 2, width - 2, self.border.frames
+        kinds = 4 if self.doubles_frames else 2
+        channels = len(self.bias) // kinds
+        count = 2 * frames - 1 if self.doubles_frames else frames
+        doubled = window.new_empty(batch, rows, 2, count, columns, 2, channels)
+        for parity, weight in enumerate((self.upper, self.lower)):
+            margin = volume[:, parity : parity + rows + 1]
+            made = _rows(functional.conv3d(_volume(margin), weight, self.bias))
+            for kind, part in enumerate(torch.split(made, channels, -1)):
+                time, column = divmod(kind, 2)
+                part_of_columns = part[:, :, :, column : column + columns]
+                out = doubled[:, :, parity, :, :, column]
+                if not self.doubles_frames:
+                    out.copy_(part_of_columns)
+                elif time == 0:
+                    out[:, :, ::2] = part_of_columns
+                else:  # the first of two equal frames; the first of all comes only once
+                    out[:, :, 1::2] = part_of_columns[:, :, 1:]
+        return doubled.view(batch, 2 * rows, count * 2 * columns, channels)
+
+
+def enter(z: Tensor, layer: nn.Conv3d) -> Tensor:
+    """Convolve a whole video, [B, C, T, h, w], causally, into rows [B, h, T w, O]."""
+    padded = functional.pad(z, (1, 1, 1, 1, 2, 0), mode="replicate")
+    convolved = functional.conv3d(padded, layer.weight, layer.bias)
+    return convolved.permute(0, 3, 2, 4, 1).flatten(2, 3)
+
+
+def leave(rows: Tensor, frames: int) -> Tensor:
+    """See rows [B, r, T W, C] as [B, C, T, r, W]."""
+    return split_frames(rows, frames).permute(0, 4, 2, 1, 3)
+
+
+def by_frames(rows: Tensor, frames: int) -> Tensor:
+    """Copy rows [B, h, T w, C] into frames [B, T, h w, C]."""
+    return split_frames(rows, frames).transpose(1, 2).flatten(2, 3)
+
+
+def by_rows(pixels: Tensor, height: int) -> Tensor:
+    """Copy frames [B, T, h w, C] into rows [B, h, T w, C]."""
+    return split_frames(pixels, height).transpose(1, 2).flatten(2, 3)
+
+
+def _rows_first(weight: Tensor) -> Tensor:
+    """Order weights [O, C, t, y, x] as the rows are: [O, C, y, t, x]."""
+    return weight.transpose(2, 3).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _volume(window: Tensor) -> Tensor:
+    """See [B, r, T, W, C] as PyTorch's [B, C, r, T, W]."""
+    return window.permute(0, 4, 1, 2, 3)
+
+
+def _rows(volume: Tensor) -> Tensor:
+    return volume.permute(0, 2, 3, 4, 1)
+
+
+def _halve(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Merge three taps along an axis into two, for even outputs and for odd ones."""
+    shape = list(weight.shape)
+    del shape[axis]
+    first, second = (weight.new_empty(2, *shape) for _ in range(2))
+    merge(weight.unbind(axis), first, second)
+    even, odd = torch.stack((first, second), axis + 1).unbind(0)
+    return even, odd
