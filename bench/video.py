@@ -1,51 +1,92 @@
-"""Decoding one video: memory against the number of frames, beside diffusers' own decode.
+"""Decoding one video: time and memory against the number of frames, beside diffusers' own decode.
 
 Each decode runs in a process of its own. Memory is the peak of a process's resident memory over
-what it was with the model loaded and a tiny decode done. `python -m bench.video [SIDE FRAMES …]`
-prints a table.
+what it was with the model loaded and a tiny decode done. The VAEs have their real sizes and seeded
+random weights.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
-from torch import Tensor
+from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from darkroom_worker import heap
-from darkroom_worker.streamed import FrameStream
+from darkroom_worker.banded import BandedDecoder, Mode
+from darkroom_worker.streamed import ExactDecoder, FrameStream
 
-from .decode import resident
+from .decode import EXPECTED, resident
 
-WHOLE, STREAMED = "diffusers, whole", "streamed"
-SIDE = 128
-FRAMES = (5, 17, 33)
-"""Frames of a video, of which a latent frame makes the first, and every further one four."""
-
+WHOLE, TILES, STREAMED = "diffusers, whole", "diffusers, tiles along time", "streamed"
+BANDS = {f"bands, `{mode.value}`": mode for mode in Mode}
 CHANNELS, SPACE, TIME = 16, 8, 4
-"""Of the latents, and how many times smaller and shorter they are."""
+"""Of latents, and how many times smaller and shorter they are: the first frame is one by itself."""
 
 
-def measure(way: str, side: int, frames: int) -> dict[str, Any]:
-    """Decode once, in this process, with a VAE of Wan 2.1's size and random weights."""
+@dataclass(frozen=True)
+class Model:
+    """A VAE, and the ways in which it decodes."""
+
+    title: str
+    make: Callable[[], nn.Module]
+    ways: tuple[str, ...]
+
+
+MODELS = {
+    "wan": Model("Wan 2.1", AutoencoderKLWan, (WHOLE, STREAMED)),
+    "hunyuan": Model("HunyuanVideo", AutoencoderKLHunyuanVideo, (WHOLE, TILES, *BANDS)),
+}
+
+WORK = {"wan": (128, (5, 17, 33)), "hunyuan": (128, (5, 17, 33))}
+"""For each model the side of its frames in pixels, and how many."""
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Measure; quickly only the smallest videos."""
+    work = {model: (32, (5,)) for model in WORK} if quick else WORK
+    return {
+        model: {"side": side, "frames": {str(count): _ways(model, side, count) for count in frames}}
+        for model, (side, frames) in work.items()
+    }
+
+
+def _ways(model: str, side: int, frames: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return {way: _child(model, way, side, frames, folder) for way in MODELS[model].ways}
+
+
+def _child(*arguments: object) -> dict[str, Any]:
+    """Decode once in a process of its own."""
+    command = [sys.executable, "-m", "bench.video", *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def measure(model: str, way: str, side: int, frames: int, folder: Path) -> dict[str, Any]:
+    """Decode once, in this process. The first way leaves its video in the folder."""
     heap.give_back_large()  # as the worker does
     torch.manual_seed(0)
-    vae = AutoencoderKLWan().eval()
-    stream = FrameStream(vae)
-    shape = (1, CHANNELS, 1 + (frames - 1) // TIME, side // SPACE, side // SPACE)
-    latents = torch.randn(shape)
+    vae: Any = MODELS[model].make().eval()
+    del vae.encoder
+    exact = _exact(vae, way)
+    latents = torch.randn(1, CHANNELS, 1 + (frames - 1) // TIME, side // SPACE, side // SPACE)
 
     def decode(z: Tensor) -> Tensor:
-        if way == STREAMED:
-            return stream.decode(z)
+        if exact is not None:
+            return exact.decode(z, BANDS.get(way, Mode.FAST), lambda: None)
         decoded: Tensor = vae.decode(z, return_dict=False)[0]
         return decoded
 
@@ -54,44 +95,76 @@ def measure(way: str, side: int, frames: int) -> dict[str, Any]:
         heap.trim()
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        cpu = time.process_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         video = decode(latents)
-        cpu = time.process_time() - cpu
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         peak = resident("VmHWM") - before
+    if not (folder / EXPECTED).exists():
+        save_file({"video": video}, folder / EXPECTED)
+    expected = load_file(folder / EXPECTED)["video"]
+    shape, predicted = tuple(latents.shape), None
+    if exact is not None:
+        predicted = exact.predicted_bytes(shape, BANDS.get(way, Mode.FAST))
     return {
+        "seconds": wall,
         "cpu_seconds": cpu,
         "bytes": peak,
-        "predicted_bytes": stream.predicted_bytes(shape) if way == STREAMED else None,
+        "predicted_bytes": predicted,
         "video_bytes": video.nbytes,
+        "difference": ((video - expected).abs().max() / expected.std()).item(),
     }
 
 
-def row(way: str, side: int, frames: int) -> str:
-    """Measure in a process of its own, and draw a row of the table."""
-    command = [sys.executable, "-m", "bench.video", way, str(side), str(frames)]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    found = json.loads(done.stdout.splitlines()[-1])
-    predicted = found["predicted_bytes"]
-    told = "" if predicted is None else f"{predicted / 1e6:.0f} MB"
-    return (
-        f"| {side} x {side} | {frames} | {way} | {found['bytes'] / 1e6:.0f} MB | {told} "
-        f"| {found['video_bytes'] / 1e6:.1f} MB | {found['cpu_seconds']:.1f} s |"
+def _exact(vae: Any, way: str) -> ExactDecoder | None:
+    if way == STREAMED:
+        return FrameStream(vae)
+    if way in (WHOLE, *BANDS) and hasattr(vae, "use_framewise_decoding"):
+        vae.use_framewise_decoding = False
+    return BandedDecoder(vae) if way in BANDS else None
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Draw the figures as Markdown."""
+    lines = [
+        "| | CPU time | time | peak memory | predicted | worst difference, in deviations |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model, found in result.items():
+        if model not in MODELS:
+            continue
+        side = found["side"]
+        for count, ways in found["frames"].items():
+            for way, row in ways.items():
+                work = f"{MODELS[model].title}, {count} frames of {side} x {side}, {way}"
+                lines.append(_row(work, row, ways[WHOLE]))
+    return "\n".join(lines)
+
+
+def _row(work: str, row: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    predicted = row["predicted_bytes"]
+    cpu, seconds, taken = (row[unit] / whole[unit] for unit in ("cpu_seconds", "seconds", "bytes"))
+    cells = (
+        work,
+        f"{cpu:.2f} ({row['cpu_seconds']:.1f} s)",
+        f"{seconds:.2f} ({row['seconds']:.1f} s)",
+        f"{taken:.2f} ({row['bytes'] / 1e6:,.0f} MB)",
+        f"{predicted / row['bytes']:.2f} of it" if predicted else "",
+        f"{row['difference']:.1e}",
     )
+    return "| " + " | ".join(cells) + " |"
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure one way, or print the table of both."""
-    if len(arguments) == 3 and arguments[0] in (WHOLE, STREAMED):
-        print(json.dumps(measure(arguments[0], int(arguments[1]), int(arguments[2]))))
-        return
-    side, *lengths = [int(each) for each in arguments] or [SIDE, *FRAMES]
-    print("| size | frames | way | peak memory | predicted | the video | CPU time |")
-    print("|---|---|---|---|---|---|---|")
-    for frames in lengths:
-        for way in (STREAMED, WHOLE):
-            print(row(way, side, frames), flush=True)
+def main() -> None:
+    """Measure one way, for the parent process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("way")
+    parser.add_argument("side", type=int)
+    parser.add_argument("frames", type=int)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    print(json.dumps(measure(given.model, given.way, given.side, given.frames, given.folder)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -18,6 +18,7 @@ from PIL import Image
 
 from darkroom_infra.catalog import VaeEntry
 from darkroom_wire.jobs import JobOptions
+from darkroom_worker.batching import Batching
 from darkroom_worker.cache import VaeCache
 from darkroom_worker.engine import DeviceRequest, Engine
 from darkroom_worker.loading import load, locate
@@ -202,7 +203,7 @@ def test_batches_stay_within_the_limit(
     cache = VaeCache(
         locate, lambda vae, files: load(vae, files, device=cpu, dtype="auto"), lambda: 1 << 40
     )
-    engine = Engine(cache)
+    engine = Engine(cache, batching=Batching(first=8))
     torch.manual_seed(7)
     options = JobOptions(vae="vae")
     # The first one keeps the engine busy while the others arrive.

@@ -161,6 +161,10 @@ def test_an_unreadable_config_is_left_to_the_worker(tmp_path: Path, config: str)
         ('[vaes.x]\nfamily = "sd"\nsource = "a/b"\ndtype = "int8"', ("vaes.x", "dtype")),
         ('[vaes.x]\nfamily = "sd"\nsource = "a/b"\nlatent_channels = 0', ("latent_channels",)),
         ('[vaes.x]\nfamily = "wan"\nsource = "a/b"\ntemporal_factor = 0', ("temporal_factor",)),
+        (
+            '[vaes.x]\nfamily = "wan"\nsource = "a/b"\ntemporal_tiles = false',
+            ("temporal_tiles", "wan"),
+        ),
         ('[vaes.x]\nfamily = "sd"\nsource = 5', ("vaes.x", "source")),
         ('[vaes.x]\nname = "y"\nfamily = "sd"\nsource = "a/b"', ("vaes.x", "name")),
     ],

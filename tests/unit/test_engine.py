@@ -16,6 +16,7 @@ from darkroom_infra.families import LatentsError
 from darkroom_infra.records import Rendering
 from darkroom_wire.jobs import JobOptions
 from darkroom_worker import decoding
+from darkroom_worker.batching import Batching
 from darkroom_worker.cache import VaeCache
 from darkroom_worker.engine import (
     AbandonedError,
@@ -95,7 +96,7 @@ def test_short_memory_halves_the_batch(folder: Path, monkeypatch: pytest.MonkeyP
         return whole(vae, latents, *rest)
 
     monkeypatch.setattr(decoding, "decode", decode)
-    engine = Engine(make_cache())
+    engine = Engine(make_cache(), batching=Batching(first=8))
     entry = entry_for(folder)
     busy, *others = [request_for(entry, 2, 4, 32, 32)] + [request_for(entry) for _ in range(5)]
     too_large = request_for(entry, 3, 4, 8, 8)

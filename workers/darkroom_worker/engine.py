@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from darkroom_infra.telemetry import get_logger
 from darkroom_wire.jobs import JobOptions, Scaling, Task
 
 from . import decoding
+from .batching import Batching
 from .cache import VaeCache
 from .loading import LoadedVae, VaeLoadError
 from .planning import DoesNotFitError
@@ -136,10 +137,23 @@ class Pulse:
 class Engine:
     """Owns the device. `submit` may be called from any thread; everything else runs in one."""
 
-    def __init__(self, cache: VaeCache, memory_budget: int | None = None) -> None:
-        """Take the VAEs, and the bytes that a decode may take; else it is what is free."""
+    def __init__(
+        self,
+        cache: VaeCache,
+        memory_budget: int | None = None,
+        batching: Batching | None = None,
+    ) -> None:
+        """Take the VAEs.
+
+        Args:
+            cache: of the VAEs.
+            memory_budget: bytes that a decode may take; by default what is free.
+            batching: what it has learned of how many requests to serve together.
+        """
         self._cache = cache
         self._memory_budget = memory_budget
+        self._batching = batching or Batching()
+        self._kind: Hashable = None
         self._waiting: deque[DeviceRequest] = deque()
         self._arrived = threading.Condition()
         self._watched: WeakSet[nn.Module] = WeakSet()
@@ -188,13 +202,15 @@ class Engine:
                 self._serve(batch)
 
     def _take(self) -> list[DeviceRequest]:
-        """Wait for a request, and take along those that can be decoded with it."""
+        """Wait for a request, and take along as many that can be decoded with it as pays."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._waiting)
             first = self._waiting.popleft()
             batch, values = [first], first.tensor.numel()
+            self._kind = (first.key, len(first.tensor))
+            most = self._batching.most(self._kind)
             for request in [other for other in self._waiting if other.key == first.key]:
-                if values + request.tensor.numel() <= MAX_BATCH_VALUES:
+                if len(batch) < most and values + request.tensor.numel() <= MAX_BATCH_VALUES:
                     self._waiting.remove(request)
                     batch.append(request)
                     values += request.tensor.numel()
@@ -231,6 +247,8 @@ class Engine:
             return
         tensors, way = made
         seconds = time.perf_counter() - started
+        if not scarce and not batch[0].alone:
+            self._batching.learn(self._kind, len(batch), seconds)
         for request, tensor in zip(batch, tensors, strict=True):
             request.future.set_result(DeviceResult(tensor, vae, way, seconds))
 

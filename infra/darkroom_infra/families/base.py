@@ -130,6 +130,7 @@ class Family:
             to the VAE's dtype.
         patch: Latents on each side of the squares that the diffusion model works on: the sides of
             its pictures are multiples of `patch` times the spatial factor.
+        tiles_frames: Whether its VAEs decode long videos in tiles along time, by default.
     """
 
     name: str

@@ -5,6 +5,9 @@ and GroupNorms, which see the whole picture, but only through a mean and a varia
 of channels. So rows stream through the layers in bands that fit a cache, and stop only where a
 mean and a variance have to be known. `BandedDecoder` does so; a `Mode` says how much memory it may
 use to compute less.
+
+`AutoencoderKLHunyuanVideo` decodes videos by the same blocks, which see two frames back besides. A
+row of a video is that of all its frames, and all else stays as it is.
 """
 
 from .decoder import BandedDecoder

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import devices, winograd
+from . import winograd
 from .borders import ZEROS
 from .layers import Convolution
 from .layout import to_channels_first, to_rows
@@ -54,9 +54,7 @@ class RowConvolution:
 
 
 def _as_convolved(weight: Tensor) -> Tensor:
-    """Order weights as cuDNN does before each convolution of a map in `channels_last`: once."""
-    if devices.kind(weight.device) == "cpu":
-        return weight
+    """Order weights as a map in `channels_last` is convolved, once instead of in each band."""
     return weight.contiguous(memory_format=torch.channels_last)
 
 

@@ -318,8 +318,9 @@ def _block_bytes(grid: Grid, block: Block, planned: BlockPlan, doubling: _Doubli
     first, second = (winograd_bytes(layer, grid.pixels) for layer in (block.conv1, block.conv2))
     weights: int = first + second if anew else max(first, second)
     first, second = block.conv1.weight.nbytes, block.conv2.weight.nbytes
-    # As oneDNN orders them, one after the other, and cuDNN, as long as they are used.
-    weights += first + second if anew and grid.device == "gpu" else max(first, second)
+    # As they are ordered for as long as they are used, and oneDNN orders them again in each band.
+    weights += first + second if anew else max(first, second)
+    weights += max(first, second) if grid.device == "cpu" else 0
     if doubling is not None:
         weights += 2 * doubling.layer.weight.nbytes
         if block.conv_shortcut is not None:
