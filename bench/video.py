@@ -55,7 +55,7 @@ WORK = {"wan": (128, (5, 17, 33)), "hunyuan": (128, (5, 17, 33))}
 
 def run(*, quick: bool) -> dict[str, Any]:
     """Measure; quickly only the smallest videos."""
-    work = {model: (32, (5,)) for model in WORK} if quick else WORK
+    work = dict.fromkeys(WORK, (32, (5,))) if quick else WORK
     return {
         model: {"side": side, "frames": {str(count): _ways(model, side, count) for count in frames}}
         for model, (side, frames) in work.items()

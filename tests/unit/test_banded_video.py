@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from darkroom_infra.catalog import VaeEntry
 from darkroom_wire.jobs import JobOptions
-from darkroom_worker.banded import BandedDecoder, Mode, convolution, maps, supports
+from darkroom_worker.banded import BandedDecoder, Mode, convolution, devices, maps, supports
 from darkroom_worker.banded.decoder import HEAP_BYTES
 from darkroom_worker.banded.volumes import VolumeParityKernels
 from darkroom_worker.cache import VaeCache
@@ -139,6 +140,22 @@ def test_wide_layers_are_exact_too(vae: Any, mode: Mode, monkeypatch: pytest.Mon
         assert distance(BandedDecoder(vae).decode(z, mode), whole(vae, z)) <= WORST
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_goes_the_gpus_way_too(
+    vae: Any, shape: tuple[int, int, int], mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows that close with the last row, and rows in one piece for kernels: the same frames."""
+    monkeypatch.setattr(devices, "kind", lambda _: "gpu")
+    monkeypatch.setitem(memory().WORKING_BYTES, "gpu", 1 << 14)
+    z = latents(*shape)
+    taken: list[None] = []
+    decoder = BandedDecoder(vae)
+    decoded = decoder.decode(z, mode, lambda: taken.append(None))
+    assert distance(decoded, whole(vae, z)) <= WORST
+    assert len(taken) == decoder.steps(tuple(z.shape), mode)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", MODES)
 def test_half_precision_is_no_further_from_float32(mode: Mode, dtype: torch.dtype) -> None:
@@ -150,6 +167,27 @@ def test_half_precision_is_no_further_from_float32(mode: Mode, dtype: torch.dtyp
     decoded = BandedDecoder(half).decode(z, mode)
     assert decoded.dtype == dtype
     assert error(decoded, expected) <= error(whole(half, z), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_is_free_when_a_decode_is_over(
+    vae: Any, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits for the garbage collector: filters in a circle of references would add up."""
+    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 8)
+    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 1)
+    decoder, z = BandedDecoder(vae), latents(2, 5, 3)
+    gc.collect()
+    gc.disable()
+    try:
+        decoder.decode(z, mode)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [left for left in gc.garbage if isinstance(left, Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 @pytest.mark.parametrize("doubles_frames", [True, False])

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from . import devices
 
 Write = Callable[[Tensor, Tensor], None]
 """Writes rows, changed or not, to room for as many."""
@@ -66,7 +69,14 @@ class Repeated:
     def fill(self, window: Tensor, rows: Tensor, write: Write) -> None:
         """Write the rows of one video, and repeat what is at their sides."""
         padded = self.unfold(window)
-        write(split_frames(rows, self.frames), padded[:, :, self.before :, 1:-1])
+        inside = padded[:, :, self.before :, 1:-1]
+        if devices.kind(rows.device) == "gpu":
+            # Kernels write to one piece of memory: another pass is cheaper than those of PyTorch.
+            written = torch.empty_like(rows)
+            write(rows, written)
+            inside.copy_(split_frames(written, self.frames))
+        else:
+            write(split_frames(rows, self.frames), inside)
         padded[:, :, self.before :, :1] = padded[:, :, self.before :, 1:2]
         padded[:, :, self.before :, -1:] = padded[:, :, self.before :, -2:-1]
         padded[:, :, : self.before] = padded[:, :, self.before : self.before + 1]

@@ -107,8 +107,8 @@ class ParityKernels:
         channels, inputs = weight.shape[:2]
         columns = weight.new_empty(2, channels, inputs, 3, 2)
         kernels = layer.weight.new_empty(2, 2, channels, inputs, 2, 2)
-        merge(weight.unbind(3), *columns.unbind(4))
-        merge(columns.unbind(3), *kernels.unbind(4))
+        _merge(weight.unbind(3), *columns.unbind(4))
+        _merge(columns.unbind(3), *kernels.unbind(4))
         upper, lower = kernels.flatten(1, 2)
         bias = bias.to(layer.weight.dtype).repeat(2)
         return cls(_as_convolved(upper), _as_convolved(lower), bias)
@@ -136,7 +136,7 @@ def mixed(layer: Convolution, then: Convolution | None) -> tuple[Tensor, Tensor]
     return weight, mixing @ bias.float() + bias_of(then).float()
 
 
-def merge(weights: tuple[Tensor, ...], first: Tensor, second: Tensor) -> None:
+def _merge(weights: tuple[Tensor, ...], first: Tensor, second: Tensor) -> None:
     """Add up those of three neighbouring weights that see the same pixel.
 
     Args:

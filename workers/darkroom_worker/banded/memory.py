@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import torch
 from diffusers.models.attention_processor import Attention
+from torch import nn
 
 from .attention import query_rows
 from .convolution import winograd_bytes
@@ -322,7 +323,9 @@ def _block_bytes(grid: Grid, block: Block, planned: BlockPlan, doubling: _Doubli
     weights += first + second if anew else max(first, second)
     weights += max(first, second) if grid.device == "cpu" else 0
     if doubling is not None:
-        weights += 2 * doubling.layer.weight.nbytes
+        # Four kernels of 2 x 2 for one of 3 x 3; for a video eight of 2 x 2 x 2, and a copy.
+        times = 3 if isinstance(doubling.layer, nn.Conv3d) else 2
+        weights += times * doubling.layer.weight.nbytes
         if block.conv_shortcut is not None:
             weights += doubling.layer.weight.nbytes
     return planned.map_bytes + weights + _band_bytes(grid, block, planned, doubling)

@@ -1,14 +1,17 @@
 """Convolutions of videos, as rows of all frames: 3 x 3 x 3, also after a doubling.
 
 A convolution sees, beside a pixel's own frame, only the two before it: it is causal. In float32 it
-is the sum of one along frames and columns for each of its rows: for a single video PyTorch's
-`conv3d` would on a CPU copy each pixel 27 times, and take more than twice as long. In half
+is the sum of one along frames and columns for each of its rows: of as few rows as a band has
+PyTorch's `conv3d` on a CPU would copy each pixel 27 times, and take twice as long. In half
 precision those would be rounded one by one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +19,17 @@ from torch.nn import functional
 
 from . import winograd
 from .borders import Repeated, split_frames
-from .convolution import bias_of, merge, mixed, winograd_pays
+from .convolution import bias_of, mixed, winograd_pays
 from .layers import Convolution
+
+Seen = tuple[tuple[int, ...], ...]
+"""For each pixel that is seen along an axis, the taps that see it."""
+
+HALVES: Final[tuple[Seen, Seen]] = (((0,), (1, 2)), ((0, 1), (2,)))
+"""After a doubling: even outputs see a pixel once and the next twice, odd ones twice and once."""
+
+THIRDS: Final[Seen] = ((0,), (1,), (2,))
+"""Without one each tap sees its own."""
 
 
 class VolumeConvolution:
@@ -29,7 +41,7 @@ class VolumeConvolution:
         self._winograd: winograd.WinogradRows | None = None
         if winograd_pays(layer, pixels):
             self._winograd = winograd.WinogradRows(
-                layer.weight.transpose(2, 3), bias_of(layer), self._convolve_frames
+                layer.weight.transpose(2, 3), bias_of(layer), partial(_convolve_frames, self.border)
             )
 
     @property
@@ -45,9 +57,10 @@ class VolumeConvolution:
         volume = self.border.unfold(window)
         return _convolve(volume, self._kernels, self._bias).flatten(2, 3)
 
-    def _convolve_frames(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve each row's frames and columns by itself, 3 x 3."""
-        return _convolve(self.border.unfold(rows), (weight,), bias).flatten(2, 3)
+
+def _convolve_frames(border: Repeated, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve the frames and columns of each row of a window by itself, 3 x 3."""
+    return _convolve(border.unfold(rows), (weight,), bias).flatten(2, 3)
 
 
 @dataclass(frozen=True)
@@ -77,15 +90,12 @@ class VolumeParityKernels:
         Sums of weights are taken in float32 and rounded once.
         """
         weight, bias = mixed(layer, then)
-        kinds = list(_halve(weight, 2)) if doubles_frames else [weight]
-        kinds = [half for kind in kinds for half in _halve(kind, 4)]
-        upper, lower = (
-            _kernels(half.to(layer.weight.dtype)) for half in _halve(torch.cat(kinds), 3)
-        )
+        dtype = layer.weight.dtype
+        taps = weight.permute(3, 2, 4, 0, 1).contiguous()  # rows, frames, columns, [O, C]
+        times = HALVES if doubles_frames else (THIRDS,)
+        upper, lower = (_merge(taps, rows, times, dtype) for rows in HALVES)
         border = Repeated(frames, before=1 if doubles_frames else 2)
-        return cls(
-            upper, lower, bias.to(layer.weight.dtype).repeat(len(kinds)), border, doubles_frames
-        )
+        return cls(upper, lower, bias.to(dtype).repeat(2 * len(times)), border, doubles_frames)
 
     def __call__(self, window: Tensor) -> Tensor:
         """Turn [B, n + 2, …, C] into [B, 2 n, T' 2 W, O]: first and last row are a margin."""
@@ -156,11 +166,31 @@ def _convolve(volume: Tensor, kernels: tuple[Tensor, ...], bias: Tensor | None) 
     return made.permute(0, 2, 3, 1)[None]
 
 
-def _halve(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Merge three taps along an axis into two, for even outputs and for odd ones."""
-    shape = list(weight.shape)
-    del shape[axis]
-    first, second = (weight.new_empty(2, *shape) for _ in range(2))
-    merge(weight.unbind(axis), first, second)
-    even, odd = torch.stack((first, second), axis + 1).unbind(0)
-    return even, odd
+def _merge(
+    taps: Tensor, rows: Seen, times: tuple[Seen, ...], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Add up the weights, [3, 3, 3, O, C], that see the same pixel of the small map.
+
+    Args:
+        taps: of rows, frames and columns.
+        rows: which rows of weights see which row, for the outputs' rows of one parity.
+        times: the same of frames, for each of their parities.
+        dtype: in which sums are rounded.
+
+    Returns:
+        Kernels as `_kernels` orders them: outputs by the parity of their frame and column.
+    """
+    *_, channels, inputs = taps.shape
+    kinds = [(time, columns) for time in times for columns in HALVES]
+    size = (len(rows), len(kinds) * channels, len(times[0]), 2, inputs)
+    merged = taps.new_empty(size, dtype=dtype)
+    for (row, seen), (kind, (time, columns)) in product(enumerate(rows), enumerate(kinds)):
+        out = merged[row, kind * channels : (kind + 1) * channels]
+        for (frame, frames), (column, both) in product(enumerate(time), enumerate(columns)):
+            places = product(seen, frames, both)
+            out[:, frame, column] = sum(taps[place] for place in places)
+    kernels = merged.permute(0, 1, 4, 2, 3)
+    if dtype == torch.float32:
+        return tuple(kernels.unbind(0))
+    memory = torch.channels_last_3d
+    return (kernels.permute(1, 2, 0, 3, 4).contiguous(memory_format=memory),)
