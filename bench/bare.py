@@ -25,7 +25,7 @@ def main(
     catalog: Path, vae: str, size: int, count: int, device: str = "cpu", dtype: str = "auto"
 ) -> float:
     """Decode one picture after the other, and count pictures a second."""
-    heap.give_back_large()
+    heap.prepare()
     entry = Catalog.load(catalog)[vae]
     loaded = load(entry, locate(entry), device=torch.device(device), dtype=dtype)
     options, latents = JobOptions(vae=vae), random_latents(size)

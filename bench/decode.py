@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -65,10 +66,12 @@ def _summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _child(*arguments: object) -> dict[str, Any]:
+def _child(way: str, *arguments: object) -> dict[str, Any]:
     """Run one decode in a process of its own."""
-    command = [sys.executable, "-m", "bench.decode", *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "bench.decode", way, *map(str, arguments)]
+    # Ours as in a worker, diffusers as anybody's pipeline runs it.
+    environment = {**os.environ, **(heap.HUGE_PAGES if way in list(Mode) else {})}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -76,7 +79,7 @@ def _child(*arguments: object) -> dict[str, Any]:
 def measure(way: str, size: int, dtype: torch.dtype, folder: Path) -> dict[str, Any]:
     """Decode once, in this process. The first way leaves its picture in the folder."""
     if way in list(Mode):
-        heap.give_back_large()  # as the worker does
+        heap.prepare()  # as the worker does
     vae = kl(dtype=dtype)
     del vae.encoder
     decode = _decode(vae, way)

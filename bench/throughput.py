@@ -7,6 +7,7 @@ latents from S3, make PNG files and store them. Measured by turns.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from typing import Any
 
 import aiohttp
 import uvloop
+
+from darkroom_worker import heap
 
 from . import vaes
 from .clients import latents, measure
@@ -80,7 +83,8 @@ async def rate(contender: Contender, size: int, jobs: int) -> float:
 def bare(catalog: Path, vae: str, size: int, count: int, *where: str) -> float:
     """Decode in a process of its own, on a device and in a dtype; count pictures a second."""
     command = [sys.executable, "-m", "bench.bare", str(catalog), vae, str(size), str(count), *where]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, **heap.HUGE_PAGES}  # as in the worker
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return float(done.stdout)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from .decode import EXPECTED, resident
 
 WHOLE, TILES, STREAMED = "diffusers, whole", "diffusers, tiles along time", "streamed"
 BANDS = {f"bands, `{mode.value}`": mode for mode in Mode}
+OURS = (STREAMED, *BANDS)
 CHANNELS, SPACE, TIME = 16, 8, 4
 """Of latents, and how many times smaller and shorter they are: the first frame is one by itself."""
 
@@ -67,17 +69,20 @@ def _ways(model: str, side: int, frames: int) -> dict[str, Any]:
         return {way: _child(model, way, side, frames, folder) for way in MODELS[model].ways}
 
 
-def _child(*arguments: object) -> dict[str, Any]:
+def _child(model: str, way: str, *arguments: object) -> dict[str, Any]:
     """Decode once in a process of its own."""
-    command = [sys.executable, "-m", "bench.video", *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "bench.video", model, way, *map(str, arguments)]
+    # Ours as in a worker, diffusers as anybody's pipeline runs it.
+    environment = {**os.environ, **(heap.HUGE_PAGES if way in OURS else {})}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
 def measure(model: str, way: str, side: int, frames: int, folder: Path) -> dict[str, Any]:
     """Decode once, in this process. The first way leaves its video in the folder."""
-    heap.give_back_large()  # as the worker does
+    if way in OURS:
+        heap.prepare()  # as the worker does
     torch.manual_seed(0)
     vae: Any = MODELS[model].make().eval()
     del vae.encoder

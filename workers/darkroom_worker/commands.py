@@ -19,6 +19,10 @@ def worker() -> None:
         raise typer.Exit(2) from error
     configure_logging("worker")
 
+    from . import heap
+
+    heap.prepare()
+
     from .loading import DeviceError
     from .program import run
 

@@ -25,6 +25,7 @@ from darkroom_wire.jobs import JobOptions, Scaling, Task
 from . import decoding
 from .batching import Batching
 from .cache import VaeCache
+from .heap import Heap
 from .loading import LoadedVae, VaeLoadError
 from .planning import DoesNotFitError
 
@@ -195,11 +196,13 @@ class Engine:
         return None
 
     def _run(self) -> None:
+        heap = Heap()
         while True:
             batch = self._take()
             self._await_others(batch[0])
             with torch.inference_mode():
                 self._serve(batch)
+            heap.settle()
 
     def _take(self) -> list[DeviceRequest]:
         """Wait for a request, and take along as many that can be decoded with it as pays."""

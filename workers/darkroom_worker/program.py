@@ -23,7 +23,6 @@ from darkroom_infra.settings import Settings
 from darkroom_infra.store import ObjectStore, StoreConfig
 from darkroom_infra.telemetry import get_logger
 
-from . import heap
 from .attempts import Developer
 from .cache import VaeCache, free_memory, total_memory
 from .engine import USABLE, Engine
@@ -42,7 +41,6 @@ _log = get_logger("worker")
 def run(settings: Settings, catalog: Catalog) -> None:
     """Work until a signal comes; then finish what is under way, or hand it back."""
     failpoints.arm(settings.failpoints)
-    heap.give_back_large()
     device = choose_device(settings.device)
     cache = VaeCache(
         locate,

@@ -23,7 +23,8 @@ def allocate(like: Tensor, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """
     if like.device.type != "cpu":
         return like.new_empty(size, dtype=dtype)
-    pages = mmap.mmap(-1, math.prod(size) * dtype.itemsize)
+    length = math.prod(size) * dtype.itemsize
+    pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).view(size)
 
 
