@@ -25,8 +25,8 @@ from .streams import convolve
 from .structure import structure
 from .videos import longest_in_one_piece
 
-FASTER_PIXELS = 256 * 256
-"""From so many pixels on a CPU decodes faster in bands."""
+FASTER_BYTES = heap.LARGE
+"""From so large a last map on a CPU decodes faster in bands: the heap reuses smaller ones."""
 
 TRIM_PIXELS = 1 << 16
 """From so many on, a block takes longer than the heap takes to be trimmed, by a hundred times."""
@@ -96,9 +96,9 @@ class BandedDecoder:
     def is_faster(self, shape: tuple[int, ...]) -> bool:
         """Tell whether latents of a shape decode faster in bands than in one piece."""
         *_, last = grids_of(self._structure, self._groups(shape)[0])
-        pixels = last.pixels
+        largest = last.bytes(self._structure.conv_out.in_channels)
         at_home = self._kind == "cpu" and self._dtype is torch.float32
-        return at_home and pixels >= FASTER_PIXELS
+        return at_home and largest >= FASTER_BYTES
 
     def steps(self, shape: tuple[int, ...], mode: Mode) -> int:
         """Count how many times `on_step` will be called for latents of a shape."""
