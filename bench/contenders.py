@@ -41,7 +41,8 @@ PLAIN_BUCKET = "bench-plain"
 START_SECONDS = 180.0
 BUSY = 409
 POLL = 0.01
-"""How often those are asked that cannot be waited for, in seconds."""
+"""How often those are asked that cannot be waited for, in seconds: by all clients together, so that
+asking takes the same share of the cores however many there are."""
 
 Picture = Callable[[aiohttp.ClientSession, bytes], Awaitable[bytes]]
 """Sends latents, a safetensors file, and comes back with a PNG file."""
@@ -105,12 +106,16 @@ def plain_celery(installation: Installation, vae: Path) -> Contender:
     program = Program("plain-celery", command, environment, ready, START_SECONDS)
     installation.supervisor.start(program)
 
+    waiting = set[str]()
+
     def picture(body: bytes) -> bytes:
         key = uuid4().hex
         store.put(key, io.BytesIO(body), "application/octet-stream")
         result = tasks.send_task("celery_tasks.decode", [key])
+        waiting.add(key)
         while (meta := tasks.backend.get_task_meta(result.id))["status"] in ("PENDING", "STARTED"):
-            time.sleep(POLL)
+            time.sleep(POLL * len(waiting))
+        waiting.remove(key)
         if meta["status"] != "SUCCESS":
             raise RuntimeError(meta["result"])
         return store.get(meta["result"])
@@ -136,14 +141,18 @@ def bentoml(installation: Installation, vae: Path) -> Contender:
     serve = [python, "-m", "bentoml", "serve", "--working-dir", str(SERVERS), "--host", HOST]
     url = _serve(installation, "bentoml", [*serve, "bentoml_service:Service"], "/readyz", vae)
 
+    waiting = set[str]()
+
     async def picture(http: aiohttp.ClientSession, body: bytes) -> bytes:
         async with http.post(f"{url}/decode/submit", json={"latents": _text(body)}) as answer:
             task = {"task_id": (await _json(answer))["task_id"]}
         status = "in_progress"
+        waiting.add(task["task_id"])
         while status == "in_progress":
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(POLL * len(waiting))
             async with http.get(f"{url}/decode/status", params=task) as answer:
                 status = (await _json(answer))["status"]
+        waiting.remove(task["task_id"])
         async with http.get(f"{url}/decode/get", params=task) as answer:
             answer.raise_for_status()
             return base64.b64decode(await answer.read())
