@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -28,6 +25,7 @@ from torch import Tensor
 from darkroom_worker import heap
 from darkroom_worker.banded import BandedDecoder, Mode
 
+from . import children
 from .statistics import Spread
 from .vaes import kl, random_latents
 
@@ -68,11 +66,8 @@ def _summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _child(way: str, *arguments: object) -> dict[str, Any]:
     """Run one decode in a process of its own."""
-    command = [sys.executable, "-m", "bench.decode", way, *map(str, arguments)]
-    # Ours as in a worker, diffusers as anybody's pipeline runs it.
-    environment = {**os.environ, **(heap.HUGE_PAGES if way in list(Mode) else {})}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    line = children.last_line("decode", way, *arguments, as_worker=way in list(Mode))
+    figures: dict[str, Any] = json.loads(line)
     return figures
 
 

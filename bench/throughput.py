@@ -7,9 +7,6 @@ latents from S3, make PNG files and store them. Measured by turns.
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,9 +17,7 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from darkroom_worker import heap
-
-from . import vaes
+from . import children, vaes
 from .clients import latents, measure
 from .contenders import Contender, darkroom, plain_celery
 from .installation import installed
@@ -82,10 +77,7 @@ async def rate(contender: Contender, size: int, jobs: int) -> float:
 
 def bare(catalog: Path, vae: str, size: int, count: int, *where: str) -> float:
     """Decode in a process of its own, on a device and in a dtype; count pictures a second."""
-    command = [sys.executable, "-m", "bench.bare", str(catalog), vae, str(size), str(count), *where]
-    environment = {**os.environ, **heap.HUGE_PAGES}  # as in the worker
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return float(done.stdout)
+    return float(children.last_line("bare", catalog, vae, size, count, *where, as_worker=True))
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +25,7 @@ from darkroom_worker import heap
 from darkroom_worker.banded import BandedDecoder, Mode
 from darkroom_worker.streamed import ExactDecoder, FrameStream
 
+from . import children
 from .decode import EXPECTED, resident
 
 WHOLE, TILES, STREAMED = "diffusers, whole", "diffusers, tiles along time", "streamed"
@@ -71,11 +69,8 @@ def _ways(model: str, side: int, frames: int) -> dict[str, Any]:
 
 def _child(model: str, way: str, *arguments: object) -> dict[str, Any]:
     """Decode once in a process of its own."""
-    command = [sys.executable, "-m", "bench.video", model, way, *map(str, arguments)]
-    # Ours as in a worker, diffusers as anybody's pipeline runs it.
-    environment = {**os.environ, **(heap.HUGE_PAGES if way in OURS else {})}
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    line = children.last_line("video", model, way, *arguments, as_worker=way in OURS)
+    figures: dict[str, Any] = json.loads(line)
     return figures
 
 

@@ -63,10 +63,12 @@ class Heap:
 
     def settle(self) -> None:
         """Give back what is free if there is much more of everything than there was at least."""
-        if self._resident() > self._least + KEPT:
+        held = self._resident()
+        if held > self._least + KEPT:
             trim()
             self._least = self._resident()
-        self._least = min(self._least, self._resident())
+        else:
+            self._least = min(self._least, held)
 
     def _resident(self) -> int:
         resident: int = self._process.memory_info().rss
