@@ -32,13 +32,13 @@ def test_what_never_fits_is_refused_with_the_figures(servers: Servers, tmp_path:
         deployment.start_worker(memory_budget=str(BUDGET))
         records = deployment.records()
         with deployment.client() as client:
-            unknown = submit(client, 128, Prefer="wait=60").json()
+            unknown = submit(client, 512, Prefer="wait=60").json()
             assert unknown["status"] == "failed"
             assert "needed at least, and there are 150 MB" in unknown["error"]["detail"]
             eventually(lambda: "demo" in records.run(transitions.loaded()).needs)
-            eventually(lambda: submit(client, 128).status_code == 413)
-            refused = submit(client, 128).json()
+            eventually(lambda: submit(client, 512).status_code == 413)
+            refused = submit(client, 512).json()
             assert refused["errors"][0]["field"] == "latents"
-            assert "1 x 1024 x 1024 takes 4" in refused["detail"]
+            assert "1 x 4096 x 4096 takes 1" in refused["detail"]
             assert "no worker has more than 150 MB" in refused["detail"]
             assert submit(client, 8, Prefer="wait=60").json()["status"] == "succeeded"

@@ -20,7 +20,7 @@ from darkroom_infra.catalog import VaeEntry
 from darkroom_infra.families import Normalization, VaeFacts
 from darkroom_infra.records.transitions import VaeDetails
 
-from .banded import BandedDecoder, supports
+from .banded import BandedDecoder, TinyDecoder, supports, supports_tiny
 from .footprint import WholeDecode
 from .streamed import ExactDecoder, stream
 
@@ -147,8 +147,15 @@ def load(entry: VaeEntry, files: VaeFiles, *, device: torch.device, dtype: str) 
     if not entry.temporal_tiles:
         module.use_framewise_decoding = module.use_framewise_encoding = False  # type: ignore[assignment]
     normalization = entry.layout.normalization(config, *read_statistics(module))
-    exact = BandedDecoder(module) if supports(module) else stream(module)
+    exact = _exact_decoder(module)
     return LoadedVae(entry, module, config, facts, normalization, name, device, exact)
+
+
+def _exact_decoder(module: nn.Module) -> ExactDecoder | None:
+    """Make what decodes a VAE piece by piece, where there is such a thing."""
+    if supports(module):
+        return BandedDecoder(module)
+    return TinyDecoder(module) if supports_tiny(module) else stream(module)
 
 
 def _complete(config: Mapping[str, Any], module: nn.Module) -> Mapping[str, Any]:

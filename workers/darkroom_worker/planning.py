@@ -21,10 +21,11 @@ Shape = tuple[int, ...]
 BELOW = 0.75
 """How far the line is drawn below the needs: they are not quite linear, and predictions err."""
 
-SIDES = (128, 256)
+SIDES = ((512, 32), (1024, 64))
 FRAMES = (9, 17)
 """The sides and lengths of latents through whose needs a line is drawn: as large as those that may
-not fit, for small ones are not on it, and HunyuanVideo decodes more than four frames in tiles.
+not fit, for small ones are not on it, and HunyuanVideo decodes more than four frames in tiles. High
+and narrow they need least where rows stream through a decoder.
 """
 
 
@@ -105,10 +106,10 @@ def least_need(vae: LoadedVae) -> MemoryNeed | None:
     lengths: tuple[Shape, ...] = ((),)
     if volumes:
         lengths = ((1,),) if vae.entry.layout.fps is None else tuple((frames,) for frames in FRAMES)
-    small, large = ((1, channels, *lengths[0], side, side) for side in SIDES)
+    small, large = ((1, channels, *lengths[0], *sides) for sides in SIDES)
     points = [_least(vae, small), _least(vae, large)]
     if len(lengths) > 1:
-        points.append(_least(vae, (1, channels, *lengths[1], SIDES[0], SIDES[0])))
+        points.append(_least(vae, (1, channels, *lengths[1], *SIDES[0])))
     return _line([point for point in points if point is not None])
 
 

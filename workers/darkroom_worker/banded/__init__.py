@@ -8,10 +8,15 @@ use to compute less.
 
 `AutoencoderKLHunyuanVideo` decodes videos by the same blocks, which see two frames back besides. A
 row of a video is that of all its frames, and all else stays as it is.
+
+`AutoencoderTiny` has convolutions alone. `TinyDecoder` has its rows pass from the latents to the
+picture without a stop.
 """
 
 from .decoder import BandedDecoder
 from .memory import Mode
 from .structure import supports
+from .tiny import TinyDecoder
+from .tiny import supports as supports_tiny
 
-__all__ = ["BandedDecoder", "Mode", "supports"]
+__all__ = ["BandedDecoder", "Mode", "TinyDecoder", "supports", "supports_tiny"]

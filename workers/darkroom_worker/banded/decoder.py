@@ -35,7 +35,11 @@ HEAP_BYTES = 40 << 20
 """Measured: what the C library's heap and oneDNN hold on a CPU beside the tensors in use."""
 
 
-def _nothing() -> None:
+EXACT_BANDED: Final = "exact-banded"
+"""The method's name in the provenance of a job."""
+
+
+def nothing() -> None:
     """Take a step without telling anybody."""
 
 
@@ -46,7 +50,7 @@ class BandedDecoder:
     memory of its own between decodes.
     """
 
-    method: Final = "exact-banded"
+    method: Final = EXACT_BANDED
     modes: Final = tuple(Mode)
 
     def __init__(self, vae: nn.Module) -> None:
@@ -67,7 +71,7 @@ class BandedDecoder:
 
     @torch.inference_mode()
     def decode(
-        self, z: Tensor, mode: Mode = Mode.BALANCED, on_step: Callable[[], None] = _nothing
+        self, z: Tensor, mode: Mode = Mode.BALANCED, on_step: Callable[[], None] = nothing
     ) -> Tensor:
         """Decode latents as `vae.decode` takes them.
 
@@ -210,7 +214,7 @@ class _Run:
         """Write the pictures, [B, 3, (F,) H, W], and let go of the last map."""
         shape, row = x.map.shape, 0
         last, affine = convolution(layer, shape), x.moments.affine(norm)
-        for band in convolve(x.rows(), last, affine, shape.height):
+        for band in convolve(x.rows(), last, affine.activate, shape.height):
             part = volumes.leave(band, shape.frames) if out.ndim == 5 else to_channels_first(band)
             out[..., row : row + band.shape[1], :] = part
             row += band.shape[1]

@@ -91,6 +91,18 @@ def is_patched(part: nn.Module) -> bool:
     return "forward" in vars(part) or bool(vars(part).get("_forward_pre_hooks"))
 
 
+def is_convolution(layer: Any, size: int) -> bool:
+    """Tell whether a layer is a convolution of that size with as many zeros around as it needs."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == (size, size)
+        and layer.padding == (size // 2, size // 2)
+        and layer.stride == layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+    )
+
+
 def is_norm(layer: Any) -> bool:
     """Tell whether a layer is a GroupNorm with weights, and no class that was made of it."""
     return type(layer) is nn.GroupNorm and layer.affine

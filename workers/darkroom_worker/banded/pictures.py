@@ -16,6 +16,7 @@ from .layers import (
     Structure,
     in_one_place,
     is_attention,
+    is_convolution,
     is_norm,
     is_patched,
     middle,
@@ -35,7 +36,7 @@ def supports(vae: Any) -> bool:
     return (
         not any(is_patched(part) for part in parts)
         and not {"decode", "_decode"} & vars(vae).keys()
-        and (post_quant is None or _is_convolution(post_quant, 1))
+        and (post_quant is None or is_convolution(post_quant, 1))
         and _is_decoder(decoder)
         and in_one_place(parts)
     )
@@ -63,7 +64,7 @@ def _is_decoder(decoder: Any) -> bool:
     return (
         type(decoder) is Decoder
         and not decoder.training
-        and _is_convolution(decoder.conv_in, 3)
+        and is_convolution(decoder.conv_in, 3)
         and type(decoder.mid_block) is UNetMidBlock2D
         and len(decoder.mid_block.attentions) + 1 == len(decoder.mid_block.resnets)
         and all(_is_resnet(block) for block in decoder.mid_block.resnets)
@@ -76,18 +77,7 @@ def _is_decoder(decoder: Any) -> bool:
         and decoder.up_blocks[-1].upsamplers is None
         and is_norm(decoder.conv_norm_out)
         and type(decoder.conv_act) is nn.SiLU
-        and _is_convolution(decoder.conv_out, 3)
-    )
-
-
-def _is_convolution(layer: Any, size: int) -> bool:
-    return (
-        type(layer) is nn.Conv2d
-        and layer.kernel_size == (size, size)
-        and layer.padding == (size // 2, size // 2)
-        and layer.stride == layer.dilation == (1, 1)
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
+        and is_convolution(decoder.conv_out, 3)
     )
 
 
@@ -96,15 +86,15 @@ def _is_resnet(block: Any) -> bool:
         type(block) is ResnetBlock2D
         and is_norm(block.norm1)
         and is_norm(block.norm2)
-        and _is_convolution(block.conv1, 3)
-        and _is_convolution(block.conv2, 3)
+        and is_convolution(block.conv1, 3)
+        and is_convolution(block.conv2, 3)
         and type(block.nonlinearity) is nn.SiLU
         and block.time_emb_proj is None
         and block.time_embedding_norm in ("default", "group")
         and block.upsample is None
         and block.downsample is None
         and block.output_scale_factor == 1
-        and (block.conv_shortcut is None or _is_convolution(block.conv_shortcut, 1))
+        and (block.conv_shortcut is None or is_convolution(block.conv_shortcut, 1))
     )
 
 
@@ -119,5 +109,5 @@ def _is_upsampler(upsamplers: Any) -> bool:
         and not layer.use_conv_transpose
         and layer.interpolate
         and layer.name == "conv"
-        and _is_convolution(layer.conv, 3)
+        and is_convolution(layer.conv, 3)
     )

@@ -193,7 +193,7 @@ def resnet(x: Source, block: Block, kept: AnyMap, keep: int) -> Stored:
     normalize = x.moments.affine(block.norm1)
     moments = Moments()
     row = 0
-    for h in measure(convolve(x.rows(), first, normalize, height), moments):
+    for h in measure(convolve(x.rows(), first, normalize.activate, height), moments):
         if row < keep:
             kept.write(row, h[:, : keep - row])
         row += h.shape[1]
@@ -201,11 +201,11 @@ def resnet(x: Source, block: Block, kept: AnyMap, keep: int) -> Stored:
     h_rows = kept.read(0, keep)
     if keep < height:
         start = max(0, keep - 1)
-        rest = convolve(x.rows(start), first, normalize, height - start, top=keep == 0)
+        rest = convolve(x.rows(start), first, normalize.activate, height - start, top=keep == 0)
         h_rows = chain(h_rows, rest)
     del first  # with its filters, where they are not needed again
     second = convolution(block.conv2, kept.shape)
-    residual = convolve(h_rows, second, moments.affine(block.norm2), height)
+    residual = convolve(h_rows, second, moments.affine(block.norm2).activate, height)
     if isinstance(x, Stored) and block.conv_shortcut is None:
         return _add_in_place(x.map, residual)
     return _add_shortcut(x, block.conv_shortcut, residual, kept)

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import devices
 from .borders import Border, Write
 from .convolution import ParityKernels, RowConvolution
-from .norm import Affine, Moments
+from .norm import Moments
 from .volumes import VolumeConvolution, VolumeParityKernels
 
 Rows = Iterator[Tensor]
@@ -23,29 +23,43 @@ AnyParityKernels = ParityKernels | VolumeParityKernels
 
 
 def convolve(
-    rows: Rows, convolution: AnyConvolution, affine: Affine, count: int, *, top: bool = True
+    rows: Rows,
+    convolution: AnyConvolution,
+    write: Write,
+    count: int,
+    scratch: Scratch | None = None,
+    *,
+    top: bool = True,
 ) -> Rows:
-    """Convolve SiLU(x * scale + shift), with the convolution's border around the map.
+    """Convolve a map after its activation, with the convolution's border around the map.
 
     Args:
-        rows: x from the map's first row to its last; without `top` from some other row on.
+        rows: the map from its first row to its last; without `top` from some other row on.
         convolution: 3 x 3 (x 3), from C to O channels.
-        affine: the normalisation before the activation.
+        write: writes rows of the map as the convolution is to see them: normalised, activated.
+        scratch: shared by a chain of convolutions that work by turns.
         count: the number of rows that `rows` has.
         top: whether `rows` begin with the map's first row. Else their first row only is above the
             first that comes out.
     """
     border, multiple = convolution.border, convolution.multiple
-    for window in _windows(rows, border, affine.activate, multiple, count, top=top):
+    for window in _windows(rows, border, write, multiple, count, scratch, top=top):
         yield convolution(window)
 
 
-def upsample(rows: Rows, kernels: AnyParityKernels, count: int, *, top: bool = True) -> Rows:
+def upsample(
+    rows: Rows,
+    kernels: AnyParityKernels,
+    count: int,
+    scratch: Scratch | None = None,
+    *,
+    top: bool = True,
+) -> Rows:
     """Double rows and columns by repetition, and convolve: twice as many rows come out.
 
-    `rows`, `count` and `top` are as in `convolve`.
+    `rows`, `count`, `scratch` and `top` are as in `convolve`.
     """
-    for window in _windows(rows, kernels.border, _copy, 1, count, top=top):
+    for window in _windows(rows, kernels.border, copy, 1, count, scratch, top=top):
         yield kernels(window)
 
 
@@ -94,12 +108,36 @@ class Taker:
             yield piece
 
 
-def _copy(rows: Tensor, out: Tensor) -> None:
+class Scratch:
+    """Memory for one window at a time: its rows are read before anything else is written there."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def window(self, like: Tensor, rows: int, width: int) -> Tensor:
+        """Give room for rows of a width, [B, rows, width, C], with the rest as in `like`."""
+        batch, _, _, channels = like.shape
+        size = rows * batch * width * channels
+        if self._memory is None or self._memory.numel() < size:
+            self._memory = None  # before there are two
+            self._memory = like.new_empty(size)
+        return self._memory[:size].view(batch, rows, width, channels)
+
+
+def copy(rows: Tensor, out: Tensor) -> None:
+    """Write rows as they are."""
     out.copy_(rows)
 
 
 def _windows(
-    rows: Rows, border: Border, write: Write, multiple: int, count: int, *, top: bool
+    rows: Rows,
+    border: Border,
+    write: Write,
+    multiple: int,
+    count: int,
+    scratch: Scratch | None,
+    *,
+    top: bool,
 ) -> Rows:
     """Yield windows [B, n + 2, W, C] of a stream of `count` rows: n rows, and one on either side.
 
@@ -107,19 +145,19 @@ def _windows(
     rows is a multiple of `multiple` but for the last window. A window is one piece of memory, the
     same for all.
     """
-    memory: Tensor | None = None
+    chained, scratch = scratch is not None, scratch or Scratch()
     held: Tensor | None = None  # the rows of the window before with which the next begins
     for band in rows:
         count -= band.shape[1]
-        # One row takes a GPU as long as many do: the last does not wait for a window of its own.
-        closed = count == 0 and multiple == 1 and devices.kind(band.device) == "gpu"
+        # A window of its own for the last row takes a GPU as long as one of many, and a chain as
+        # long as all of its layers: each would pass on one more such band than it gets.
+        at_once = chained or devices.kind(band.device) == "gpu"
+        closed = count == 0 and multiple == 1 and at_once
         above = int(top) if held is None else held.shape[1]
         height = above + band.shape[1] + closed
-        width = border.width(band.shape[2])
-        if memory is None or memory.numel() < height * band[:, :1, :1].numel() * width:
-            memory = band.new_empty((height + multiple + 1) * band[:, :1, :1].numel() * width)
-        window = _window(memory, band, height, width)
+        window = scratch.window(band, height, border.width(band.shape[2]))
         border.fill(window[:, above : above + band.shape[1]], band, write)
+        del band  # while this stream waits, nobody else may need it
         if held is not None:
             window[:, :above].copy_(held)
         elif top:
@@ -129,17 +167,11 @@ def _windows(
             yield window
             return
         whole = max(0, height - 2) // multiple * multiple
+        held = window[:, whole:].clone()
         if whole:
             yield window[:, : whole + 2]
-        held = window[:, whole:].clone()
-    if memory is not None and held is not None and held.shape[1] > 1:
-        window = _window(memory, held, held.shape[1] + 1, held.shape[2])
+    if held is not None and held.shape[1] > 1:
+        window = scratch.window(held, held.shape[1] + 1, held.shape[2])
         window[:, :-1].copy_(held)
         border.outside(window[:, -1:], window[:, -2:-1])
         yield window
-
-
-def _window(memory: Tensor, band: Tensor, rows: int, width: int) -> Tensor:
-    """See the beginning of a piece of memory as so many rows of a width."""
-    batch, _, _, channels = band.shape
-    return memory[: rows * batch * width * channels].view(batch, rows, width, channels)

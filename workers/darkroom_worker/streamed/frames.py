@@ -27,16 +27,14 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 from darkroom_worker.banded import Mode
+from darkroom_worker.banded.decoder import HEAP_BYTES, nothing
 from darkroom_worker.banded.layers import is_patched
 from darkroom_worker.footprint import Footprint
 
-from .protocol import EXACT_STREAMED, nothing
+from .protocol import EXACT_STREAMED
 
 STEADY: Final = 3
 """From so many latent frames on, every further one takes as much memory: all caches are full."""
-
-HEAP_BYTES: Final = 40 << 20
-"""What the C library's heap and oneDNN hold on a CPU beside the tensors in use."""
 
 Shape = tuple[int, ...]
 

@@ -12,12 +12,8 @@ from darkroom_worker.banded import Mode
 EXACT_STREAMED: Final = "exact-streamed"
 
 
-def nothing() -> None:
-    """Take a step without telling anybody."""
-
-
 class ExactDecoder(Protocol):
-    """Decodes as `vae.decode` does, in another order. `BandedDecoder` is one too."""
+    """Decodes as `vae.decode` does, in another order. `BandedDecoder` and `TinyDecoder` do too."""
 
     @property
     def method(self) -> str:
