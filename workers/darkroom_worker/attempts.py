@@ -75,6 +75,11 @@ _FAILURES: Mapping[type[Exception], tuple[str, str]] = {
 }
 """What the engine refuses for good: the problem's type and title."""
 
+VERSIONS: Mapping[str, str] = {
+    name: version(name) for name in ("darkroom-server", "diffusers", "torch")
+}
+"""What made a picture, as its provenance names it. Looking it up takes a millisecond."""
+
 _log = get_logger("worker")
 
 
@@ -390,7 +395,7 @@ def _provenance(result: DeviceResult, request: DeviceRequest, spec: JobSpec) -> 
     provenance = {
         **result.vae.provenance,
         **result.way,
-        "versions": {name: version(name) for name in ("darkroom-server", "diffusers", "torch")},
+        "versions": VERSIONS,
     }
     warnings = []
     if not torch.isfinite(request.tensor).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -95,12 +96,13 @@ class ObjectStore:
         content_type: str = "application/octet-stream",
     ) -> None:
         """Write an object, over one that may be there. A file is written from its start."""
-        if isinstance(body, bytes):
-            if self._small is not None and len(body) <= LARGEST_BYTES:
-                self._small.put(key, body, content_type)
-                return
-        else:
+        size = len(body) if isinstance(body, bytes) else body.seek(0, os.SEEK_END)
+        if not isinstance(body, bytes):
             body.seek(0)
+        if self._small is not None and size <= LARGEST_BYTES:
+            content = body if isinstance(body, bytes) else body.read()
+            self._small.put(key, content, content_type)
+            return
         with _translated(key):
             self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
 
