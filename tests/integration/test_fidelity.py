@@ -20,8 +20,9 @@ from darkroom_infra.catalog import VaeEntry
 from darkroom_wire.jobs import JobOptions
 from darkroom_worker.batching import Batching
 from darkroom_worker.cache import VaeCache
-from darkroom_worker.engine import DeviceRequest, Engine
+from darkroom_worker.engine import Engine
 from darkroom_worker.loading import load, locate
+from darkroom_worker.requests import DeviceRequest
 from tests.conftest import Deployment, Servers
 from tests.vaes import make_kl, make_tiny, write_catalog
 

@@ -20,8 +20,9 @@ from darkroom_worker.banded import BandedDecoder, Mode, convolution, devices, ma
 from darkroom_worker.banded.decoder import HEAP_BYTES
 from darkroom_worker.banded.volumes import VolumeParityKernels
 from darkroom_worker.cache import VaeCache
-from darkroom_worker.engine import DeviceRequest, Engine
+from darkroom_worker.engine import Engine
 from darkroom_worker.loading import load, locate
+from darkroom_worker.requests import DeviceRequest
 
 from .test_banded import CONTRAST, MODES, WORST, distance, error, memory, peak_bytes, whole
 

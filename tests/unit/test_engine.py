@@ -18,15 +18,13 @@ from darkroom_wire.jobs import JobOptions
 from darkroom_worker import decoding
 from darkroom_worker.batching import Batching
 from darkroom_worker.cache import VaeCache
-from darkroom_worker.engine import (
-    AbandonedError,
-    DeviceRequest,
-    Engine,
-    OutOfMemoryError,
-    Pulse,
-)
+from darkroom_worker.engine import Engine
 from darkroom_worker.loading import LoadedVae, VaeFiles, VaeLoadError, load, locate
+from darkroom_worker.planning import DoesNotFitError
+from darkroom_worker.requests import AbandonedError, DeviceRequest, OutOfMemoryError
+from darkroom_worker.turns import Pulse
 from tests.conftest import eventually
+from tests.pipelines import CASES
 from tests.vaes import make_kl, make_tiny
 
 CPU = torch.device("cpu")
@@ -106,6 +104,95 @@ def test_short_memory_halves_the_batch(folder: Path, monkeypatch: pytest.MonkeyP
     assert all(request.future.result(SECONDS).way["batch_size"] <= 2 for request in others)
     with pytest.raises(OutOfMemoryError):
         too_large.future.result(SECONDS)
+
+
+def decode_after(
+    engine: Engine, holding: DeviceRequest, *waiting: DeviceRequest
+) -> Callable[[], None]:
+    """Have requests wait behind one whose VAE cannot be had before the function is called."""
+    go_on, get = threading.Event(), engine._cache.get
+
+    def wait_and_get(entry: VaeEntry) -> LoadedVae:
+        go_on.wait(SECONDS)
+        return get(entry)
+
+    engine._cache.get = wait_and_get  # type: ignore[method-assign]
+    engine.submit(holding)
+    assert eventually(engine._turns.under_way)
+    for request in waiting:
+        engine.submit(request)
+    return go_on.set
+
+
+def test_requests_are_decoded_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU two that wait are decoded at the same time, each with half of the cores."""
+    whole, meeting, cores = decoding.decode, threading.Barrier(2), list[int]()
+
+    def decode(vae: LoadedVae, latents: torch.Tensor, *rest: Any) -> Any:
+        if latents.shape[-1] == 9:
+            meeting.wait(SECONDS)
+            cores.append(torch.get_num_threads())
+        return whole(vae, latents, *rest)
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    engine, entry = Engine(make_cache(), lanes=2), entry_for(folder)
+    pair = [request_for(entry, 1, 4, 8, 9) for _ in range(2)]
+    decode_after(engine, request_for(entry), *pair)()
+    pictures = [request.future.result(SECONDS).tensor for request in pair]
+    assert cores == [max(1, torch.get_num_threads() // 2)] * 2
+    alone = [request_for(entry, 1, 4, 8, 9) for _ in range(2)]
+    for request, other, picture in zip(alone, pair, pictures, strict=True):
+        request.tensor = other.tensor
+        monkeypatch.undo()
+        engine.submit(request)
+        difference = request.future.result(SECONDS).tensor.int() - picture.int()
+        assert difference.abs().max() <= 1, "the number of threads may round otherwise"
+
+
+def test_what_does_not_fit_beside_another_is_decoded_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decodes side by side share the memory; one that needs all of it gets it afterwards."""
+    whole, budgets = decoding.decode, list[int]()
+
+    def decode(
+        vae: LoadedVae, latents: torch.Tensor, options: JobOptions, means: decoding.Means
+    ) -> Any:
+        budgets.append(means.budget)
+        if means.budget < 1 << 30:
+            raise DoesNotFitError("needs 1 GiB")
+        return whole(vae, latents, options, means)
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    engine, entry = Engine(make_cache(), memory_budget=1 << 30, lanes=2), entry_for(folder)
+    pair = [request_for(entry, 1, 4, 8, 9) for _ in range(2)]
+    decode_after(engine, request_for(entry), *pair)()
+    assert all(request.future.result(SECONDS).tensor.shape == (1, 64, 72, 3) for request in pair)
+    assert min(budgets) == 1 << 29
+    assert budgets.count(1 << 30) == 3
+
+
+def test_decoders_that_keep_frames_are_never_used_twice_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen-Image's pictures go through a decoder of videos, which has attributes for frames."""
+    whole, lock = decoding.decode, threading.Lock()
+
+    def decode(*arguments: Any) -> Any:
+        assert lock.acquire(blocking=False)
+        try:
+            return whole(*arguments)
+        finally:
+            lock.release()
+
+    monkeypatch.setattr(decoding, "decode", decode)
+    CASES["qwen-image"].make_vae().save_pretrained(tmp_path)
+    entry = VaeEntry(name="qwen", family="qwen-image", source=str(tmp_path))
+    engine = Engine(make_cache(), lanes=2)
+    three = [request_for(entry, 1, 16, 1, 4, 4) for _ in range(3)]
+    decode_after(engine, *three)()
+    assert all(request.future.result(SECONDS).tensor.shape[-1] == 3 for request in three)
+    assert any(request.undivided for request in three)
 
 
 def test_only_equal_requests_are_joined(folder: Path) -> None:
@@ -195,7 +282,7 @@ def test_a_hanging_decode_is_overdue(folder: Path, monkeypatch: pytest.MonkeyPat
     assert request.started.is_set()
     assert "kept the device" in (engine.overdue(0.0) or "")
     assert engine.overdue(1000.0) is None
-    monkeypatch.setattr(engine.pulse, "still_for", lambda: 1000.0)
+    monkeypatch.setattr(Pulse, "still_for", lambda _: 1000.0)
     assert "no step" in (engine.overdue(1000.0) or "")
     go_on.set()
     request.future.result(SECONDS)

@@ -43,17 +43,10 @@ from darkroom_wire.problems import problem_type
 from darkroom_wire.tensors import TensorFormatError
 
 from .encoding import TENSOR_NAME, EncodedOutput, EncodeError, encode
-from .engine import (
-    STALL_SECONDS,
-    AbandonedError,
-    DecodeError,
-    DeviceRequest,
-    DeviceResult,
-    Engine,
-    OutOfMemoryError,
-)
+from .engine import STALL_SECONDS, Engine
 from .loading import VaeLoadError
 from .pictures import PictureError, read_picture
+from .requests import AbandonedError, DecodeError, DeviceRequest, DeviceResult, OutOfMemoryError
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """How many requests to serve together: learned, for it depends on the device and the pictures.
 
 A GPU decodes several small pictures in hardly more time than one, and a large one fills it. A CPU
-gains nothing, and who is first in a batch waits for the last.
+gains little, and who is first in a batch waits for the last.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Kind:
 class Batching:
     """Doubles batches as long as that pays, and looks again from time to time.
 
-    Belongs to the engine's thread. The first batch of a kind is not counted: memory is fetched and
+    Not for several threads at once. The first batch of a kind is not counted: memory is fetched and
     kernels are chosen meanwhile.
     """
 

@@ -71,6 +71,11 @@ class LoadedVae:
         return VaeDetails(self.config, read_buffers(self.module))
 
     @cached_property
+    def has_frames(self) -> bool:
+        """Whether it convolves frames, too. Such VAEs keep some in attributes while they decode."""
+        return any(isinstance(layer, nn.Conv3d) for layer in self.module.modules())
+
+    @cached_property
     def whole(self) -> WholeDecode:
         """Predicts the memory of a decode in one piece."""
         return WholeDecode(

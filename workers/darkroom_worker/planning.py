@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
-
 from darkroom_infra.memory import MemoryNeed, gigabytes
 
 from .banded import Mode
@@ -102,9 +100,8 @@ def least_need(vae: LoadedVae) -> MemoryNeed | None:
     channels = vae.config.get("z_dim") or vae.config.get("latent_channels")
     if not isinstance(channels, int):
         return None
-    volumes = any(isinstance(layer, nn.Conv3d) for layer in vae.module.modules())
     lengths: tuple[Shape, ...] = ((),)
-    if volumes:
+    if vae.has_frames:
         lengths = ((1,),) if vae.entry.layout.fps is None else tuple((frames,) for frames in FRAMES)
     small, large = ((1, channels, *lengths[0], *sides) for sides in SIDES)
     points = [_least(vae, small), _least(vae, large)]

@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import torch
 from celery import signals
 
 from darkroom_infra import failpoints
@@ -49,7 +50,9 @@ def run(settings: Settings, catalog: Catalog) -> None:
     )
     records = RecordsClient(settings.redis_url)
     ledger = Ledger(ObjectStore(StoreConfig.from_settings(settings)))
-    engine = Engine(cache, settings.memory_budget)
+    # More lanes than jobs that are fetched at a time would find nothing to do.
+    cores = min(torch.get_num_threads(), settings.worker_threads)
+    engine = Engine(cache, settings.memory_budget, lanes=cores if device.type == "cpu" else 1)
     most = settings.memory_budget or int(USABLE * total_memory(device))
     developer = Developer(
         records, ledger, catalog, engine, timedelta(seconds=settings.lease_seconds)
