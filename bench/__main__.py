@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "performance.md"
 GPU = "gpu"
 """A section that `python -m bench.gpu` measures, on a machine that has one."""
 
-SECTIONS = ("decode", "video", "encoders", "load", "latency", "throughput", "peers")
+SECTIONS = ("decode", "tiny", "video", "encoders", "load", "latency", "throughput", "peers")
 
 
 class Section(Protocol):

@@ -14,43 +14,48 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from darkroom_worker import heap
-from darkroom_worker.banded import BandedDecoder, Mode
+from darkroom_worker.banded import BandedDecoder, Mode, TinyDecoder
 
 from . import children
 from .statistics import Spread
-from .vaes import kl, random_latents
+from .vaes import VAES, random_latents
 
-WHOLE, TILED = "diffusers, whole", "diffusers, tiled"
-WAYS = (WHOLE, TILED, *(mode.value for mode in Mode))
+WHOLE, TILED, BANDS = "diffusers, whole", "diffusers, tiled", "bands"
+WAYS = {"kl-sd": (WHOLE, TILED, *(mode.value for mode in Mode)), "tiny": (WHOLE, BANDS)}
 REPEATS = {256: 5, 512: 3, 1024: 3}
 """How often each way is measured at each size."""
 
 EXPECTED = "expected.safetensors"
 
 Decode = Callable[[Tensor], Tensor]
+Predict = Callable[[tuple[int, ...]], int]
 
 
-def run(*, quick: bool, repeats: Mapping[int, int] = REPEATS) -> dict[str, Any]:
+def run(*, quick: bool) -> dict[str, Any]:
     """Measure; quickly only one small size once."""
-    sizes = {128: 1} if quick else repeats
-    return {"sizes": {str(size): _size(size, count, "float32") for size, count in sizes.items()}}
+    return compare("kl-sd", {128: 1} if quick else REPEATS)
 
 
-def _size(size: int, repeats: int, dtype: str) -> dict[str, Any]:
+def compare(vae: str, repeats: Mapping[int, int]) -> dict[str, Any]:
+    """Measure a VAE of `vaes` in its ways, so often at each size."""
+    return {"sizes": {str(size): _size(vae, size, count) for size, count in repeats.items()}}
+
+
+def _size(vae: str, size: int, repeats: int) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(repeats):
-            for way in WAYS:
-                runs[way].append(_child(way, size, dtype, folder))
+            for way in WAYS[vae]:
+                runs[way].append(_child(way, vae, size, folder))
     return {way: _summary(found) for way, found in runs.items()}
 
 
@@ -66,21 +71,21 @@ def _summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _child(way: str, *arguments: object) -> dict[str, Any]:
     """Run one decode in a process of its own."""
-    line = children.last_line("decode", way, *arguments, as_worker=way in list(Mode))
+    line = children.last_line("decode", way, *arguments, as_worker=_is_ours(way))
     figures: dict[str, Any] = json.loads(line)
     return figures
 
 
-def measure(way: str, size: int, dtype: torch.dtype, folder: Path) -> dict[str, Any]:
+def measure(way: str, name: str, size: int, folder: Path) -> dict[str, Any]:
     """Decode once, in this process. The first way leaves its picture in the folder."""
-    if way in list(Mode):
+    if _is_ours(way):
         heap.prepare()  # as the worker does
-    vae = kl(dtype=dtype)
+    vae: Any = VAES[name]()
     del vae.encoder
-    decode = _decode(vae, way)
-    latents = random_latents(size, dtype)
+    decode, predict = _ways(vae, way)
+    latents = random_latents(size)
     with torch.inference_mode():
-        decode(random_latents(64, dtype))
+        decode(random_latents(64))
         heap.trim()
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -91,27 +96,32 @@ def measure(way: str, size: int, dtype: torch.dtype, folder: Path) -> dict[str, 
     if not (folder / EXPECTED).exists():
         save_file({"picture": picture}, folder / EXPECTED)
     expected = load_file(folder / EXPECTED)["picture"]
-    predicted = None
-    if way in list(Mode):
-        predicted = BandedDecoder(vae).predicted_bytes(tuple(latents.shape), Mode(way))
     return {
         "seconds": wall,
         "cpu_seconds": cpu,
         "bytes": peak,
-        "predicted_bytes": predicted,
-        "difference": (picture.float() - expected.float()).abs().max().item(),
-        "standard_deviation": expected.float().std().item(),
+        "predicted_bytes": predict(tuple(latents.shape)) if predict else None,
+        "difference": (picture - expected).abs().max().item(),
+        "standard_deviation": expected.std().item(),
     }
 
 
-def _decode(vae: AutoencoderKL, way: str) -> Decode:
+def _is_ours(way: str) -> bool:
+    return way == BANDS or way in list(Mode)
+
+
+def _ways(vae: Any, way: str) -> tuple[Decode, Predict | None]:
+    """Give what decodes in a way, and what predicts its memory."""
+    if way == BANDS:
+        tiny = TinyDecoder(vae)
+        return tiny.decode, tiny.predicted_bytes
     if way in list(Mode):
-        banded = BandedDecoder(vae)
-        return lambda z: banded.decode(z, Mode(way))
+        banded, mode = BandedDecoder(vae), Mode(way)
+        return partial(banded.decode, mode=mode), partial(banded.predicted_bytes, mode=mode)
     if way == TILED:
         vae.enable_tiling()
         vae.tile_sample_min_size, vae.tile_latent_min_size = 256, 32
-    return lambda z: vae.decode(z, return_dict=False)[0]
+    return lambda z: vae.decode(z, return_dict=False)[0], None
 
 
 def resident(field: str) -> int:
@@ -144,9 +154,9 @@ def _row(way: str, row: Mapping[str, Any], whole: Mapping[str, Any], size: int) 
     taken = row["bytes"]["p50"]
     predicted = row["predicted_bytes"]
     cells = (
-        way if "," in way else f"bands, `{way}`",
-        f"{cpu:.2f} ({row['cpu_seconds']['p50']:.1f} s)",
-        f"{seconds:.2f} ({row['seconds']['p50']:.1f} s)",
+        f"bands, `{way}`" if way in list(Mode) else way,
+        f"{cpu:.2f} ({_brief(row['cpu_seconds']['p50'])})",
+        f"{seconds:.2f} ({_brief(row['seconds']['p50'])})",
         f"{memory:.2f} ({taken / 1e6:,.0f} MB, {taken / size**2:,.0f} bytes a pixel)",
         f"{predicted / taken:.2f} of it" if predicted else "",
         f"{row['difference']:.1e} of std {row['standard_deviation']:.2f}",
@@ -154,15 +164,19 @@ def _row(way: str, row: Mapping[str, Any], whole: Mapping[str, Any], size: int) 
     return "| " + " | ".join(cells) + " |"
 
 
+def _brief(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
 def main() -> None:
     """Measure one way, for the parent process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("way")
+    parser.add_argument("vae")
     parser.add_argument("size", type=int)
-    parser.add_argument("dtype")
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
-    print(json.dumps(measure(given.way, given.size, getattr(torch, given.dtype), given.folder)))
+    print(json.dumps(measure(given.way, given.vae, given.size, given.folder)))
 
 
 if __name__ == "__main__":
