@@ -24,11 +24,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from darkroom_worker.banded import BandedDecoder, Mode, maps, supports
 from darkroom_worker.banded.convolution import ParityKernels, _convolve_columns
-from darkroom_worker.banded.decoder import HEAP_BYTES
 from darkroom_worker.banded.layout import to_channels_first, to_rows
 from darkroom_worker.banded.maps import MapShape, PackedMap, PlainMap
 from darkroom_worker.banded.norm import Moments
 from darkroom_worker.banded.winograd import FILTERS, INPUTS, OUTPUTS, WinogradRows
+from darkroom_worker.footprint import HEAP_BYTES
 from tests.pipelines import CASES
 from tests.vaes import make_kl, make_tiny
 

@@ -13,12 +13,11 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from darkroom_worker.banded import BandedDecoder, TinyDecoder, supports, supports_tiny, tiny
-from darkroom_worker.banded.decoder import HEAP_BYTES
-from darkroom_worker.footprint import Footprint
+from darkroom_worker.footprint import HEAP_BYTES
 from tests.vaes import make_kl, make_tiny
 
-WORST = 1e-4
-"""How far a float32 picture may be from diffusers' own, for values in about [-1, 1]."""
+from .test_banded import WORST, distance, error, whole
+from .test_streamed import tensor_bytes
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 3), (5, 7), (13, 40), (40, 13), (33, 31)]
 
@@ -33,7 +32,7 @@ def vae() -> Any:
             if isinstance(layer, nn.Conv2d) and layer.bias is not None:
                 nn.init.normal_(layer.bias, 0, 0.1)
         last: Any = made.decoder.layers[-1]
-        last.weight *= 0.5 / last_deviation(made, z)
+        last.weight *= 0.5 / whole(made, z).std()
     return made
 
 
@@ -43,36 +42,10 @@ def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny, "BAND_PIXELS", 1 << 10)
 
 
-def last_deviation(vae: Any, z: Tensor) -> float:
-    """Give the deviation of what a VAE makes."""
-    return float(whole(vae, z).std())
-
-
 def latents(height: int, width: int, batch: int = 1) -> Tensor:
     """Make random latents."""
     generator = torch.Generator().manual_seed(height * 1000 + width)
     return torch.randn(batch, 4, height, width, generator=generator)
-
-
-@torch.inference_mode()
-def whole(vae: Any, z: Tensor) -> Tensor:
-    """Decode as diffusers does."""
-    decoded: Tensor = vae.decode(z, return_dict=False)[0]
-    return decoded
-
-
-def distance(first: Tensor, second: Tensor) -> float:
-    """Give the largest difference."""
-    assert first.shape == second.shape
-    return float((first.double() - second.double()).abs().max())
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Count the most bytes that tensors hold at once."""
-    footprint = Footprint("none")
-    with torch.inference_mode(), footprint:
-        run()
-    return footprint.peak
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -105,13 +78,9 @@ def test_half_precision_is_as_near_to_float32_as_diffusers(vae: Any, dtype: torc
     half = nn.Module.to(make_like(vae), dtype)
     z = latents(24, 17)
     expected = whole(vae, z)
-
-    def error(picture: Tensor) -> float:
-        return float((picture.float() - expected).square().mean().sqrt())
-
     decoded = TinyDecoder(half).decode(z.to(dtype))
     assert decoded.dtype == dtype
-    assert error(decoded) <= 1.05 * error(whole(half, z.to(dtype)))
+    assert error(decoded, expected) <= 1.05 * error(whole(half, z.to(dtype)), expected)
 
 
 def make_like(vae: Any) -> Any:
@@ -126,16 +95,16 @@ def test_memory_grows_with_the_width_alone(vae: Any) -> None:
     decoder = TinyDecoder(vae)
     small, high = latents(64, 8), latents(128, 8)
     results = [decoder.decode(z).nbytes for z in (small, high)]
-    low, peak = (peak_bytes(partial(decoder.decode, z)) for z in (small, high))
+    low, peak = (tensor_bytes(partial(decoder.decode, z)) for z in (small, high))
     assert peak - low <= results[1] - results[0] + high.nbytes - small.nbytes
-    assert peak_bytes(partial(whole, vae, high)) > 4 * peak
+    assert tensor_bytes(partial(whole, vae, high)) > 4 * peak
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 9, 16), (2, 4, 100, 24), (1, 4, 24, 100)])
 def test_memory_is_predicted(vae: Any, shape: tuple[int, ...]) -> None:
     """A budget holds: the peak of all tensors is within 15 % of the prediction."""
-    decoder = TinyDecoder(vae)
-    peak = peak_bytes(lambda: decoder.decode(torch.randn(shape)))
+    decoder, z = TinyDecoder(vae), torch.randn(shape)
+    peak = tensor_bytes(partial(decoder.decode, z))
     predicted = decoder.predicted_bytes(shape) - HEAP_BYTES
     assert predicted == pytest.approx(peak, rel=0.15)
 

@@ -20,7 +20,7 @@ _log = get_logger("worker.cache")
 
 
 class VaeCache:
-    """Loads VAEs and keeps them. Belongs to the engine's thread; only `held` is for others."""
+    """Loads VAEs and keeps them. For one thread at a time; only `held` is for any."""
 
     def __init__(
         self,

@@ -153,7 +153,7 @@ class Engine:
         shortage = self._try_model(turn, vae, batch, scarce=scarce)
         if shortage is not None:
             self._run_with_less(turn, vae, batch, shortage, scarce=scarce)
-        elif not scarce and not batch[0].alone:
+        elif not scarce and not batch[0].is_apart:
             self._turns.learn(turn, len(batch), time.perf_counter() - started)
 
     def _run_with_less(

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from torch.utils._pytree import tree_iter
 from darkroom_infra.telemetry import get_logger
 
 from . import heap
+
+HEAP_BYTES = 40 << 20
+"""Measured: what the C library's heap and oneDNN hold on a CPU beside the tensors in use."""
 
 CONVOLUTIONS = ("conv2d", "conv3d", "convolution")
 
@@ -102,6 +105,32 @@ class _Pool:
         self.held -= size
 
 
+def hollow(vae: Any) -> Any:
+    """Make the same VAE without memory for its weights."""
+    with torch.device("meta"):
+        made = type(vae).from_config(vae.config).eval()
+    weights: Mapping[str, Tensor] = vae.state_dict()
+    weightless = {name: value.to("meta") for name, value in weights.items()}
+    made.load_state_dict(weightless, strict=False, assign=True)
+    if hasattr(vae, "use_framewise_decoding"):
+        made.use_framewise_decoding = vae.use_framewise_decoding
+    return made
+
+
+def held_in_pieces(
+    decode: Callable[[Tensor], object], shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> int:
+    """Count the bytes that a decode in pieces holds at most on a device, its result among them.
+
+    `decode` is that of a hollow VAE, and is called with latents of the shape.
+    """
+    latents = torch.empty(shape, dtype=dtype, device="meta")
+    with Footprint(device) as footprint:
+        decode(latents)
+    peak: int = footprint.peak
+    return peak + (HEAP_BYTES if device == "cpu" else 0)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a decode takes at most, its result counted in and its latents not; the result's own."""
@@ -123,18 +152,21 @@ class WholeDecode:
         self._arguments = arguments
         # Some VAEs keep the frames before in attributes: one decode at a time.
         self._lock = threading.Lock()
-        self._hollow: nn.Module | None = None
         self.predict: Callable[[tuple[int, ...]], Prediction | None] = lru_cache(256)(self._predict)
         """Predict for latents of a shape [B, C, …]; None where nobody knows."""
+
+    @cached_property
+    def _hollow(self) -> Any:
+        return hollow(self._vae)
 
     def _predict(self, shape: tuple[int, ...]) -> Prediction | None:
         weight = next(self._vae.parameters())
         latents = torch.empty(shape, dtype=weight.dtype, device="meta")
         try:
             with self._lock, torch.inference_mode():
-                hollow = self._copy()  # before anything is counted: its weights are none of ours
+                vae = self._hollow  # before anything is counted: its weights are none of ours
                 with Footprint(weight.device.type) as footprint:
-                    made: Tensor = hollow.decode(  # type: ignore[operator]
+                    made: Tensor = vae.decode(
                         latents, *self._arguments(latents), return_dict=False
                     )[0]
         except (RuntimeError, ValueError, TypeError) as error:
@@ -142,15 +174,3 @@ class WholeDecode:
             _log.warning("footprint.unknown", vae=type(self._vae).__name__, error=str(error))
             return None
         return Prediction(footprint.peak, made.nbytes, tuple(made.shape))
-
-    def _copy(self) -> nn.Module:
-        """Make the same VAE without memory for its weights."""
-        if self._hollow is None:
-            with torch.device("meta"):
-                self._hollow = type(self._vae).from_config(self._vae.config).eval()  # type: ignore[attr-defined]
-            weights: Mapping[str, Tensor] = self._vae.state_dict()
-            hollow = {name: value.to("meta") for name, value in weights.items()}
-            self._hollow.load_state_dict(hollow, strict=False, assign=True)
-            if hasattr(self._vae, "use_framewise_decoding"):
-                self._hollow.use_framewise_decoding = self._vae.use_framewise_decoding
-        return self._hollow

@@ -54,6 +54,11 @@ class DeviceRequest:
     abandoned: bool = False
 
     @property
+    def is_apart(self) -> bool:
+        """Whether it is served without any other."""
+        return self.alone or self.undivided
+
+    @property
     def key(self) -> RequestKey:
         """What must be equal for requests to be decoded together."""
         options = self.options
@@ -68,7 +73,7 @@ class DeviceRequest:
             options.scaling or Scaling.VAE,
             options.scaling_factor,
             options.shift_factor,
-            id(self) if self.alone or self.undivided else None,
+            id(self) if self.is_apart else None,
         )
 
 

@@ -142,6 +142,8 @@ class Turns:
         first = self._waiting.popleft()
         batch, values = [first], first.tensor.numel()
         alike = [other for other in self._waiting if other.key == first.key]
+        if not alike:
+            return batch
         most = min(self._batching.most(_kind(first, width)), (1 + len(alike)) // width)
         for request in alike:
             if len(batch) < most and values + request.tensor.numel() <= MAX_BATCH_VALUES:

@@ -96,12 +96,10 @@ class ObjectStore:
         content_type: str = "application/octet-stream",
     ) -> None:
         """Write an object, over one that may be there. A file is written from its start."""
-        size = len(body) if isinstance(body, bytes) else body.seek(0, os.SEEK_END)
-        if not isinstance(body, bytes):
-            body.seek(0)
-        if self._small is not None and size <= LARGEST_BYTES:
-            content = body if isinstance(body, bytes) else body.read()
-            self._small.put(key, content, content_type)
+        if not isinstance(body, bytes) and _rewind(body) <= LARGEST_BYTES:
+            body = body.read()
+        if isinstance(body, bytes) and self._small is not None and len(body) <= LARGEST_BYTES:
+            self._small.put(key, body, content_type)
             return
         with _translated(key):
             self._s3.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType=content_type)
@@ -245,6 +243,13 @@ class ObjectStore:
         self._s3.close()
         self._public.close()
         self._patient.close()
+
+
+def _rewind(file: BinaryIO) -> int:
+    """Go to a file's start, and count its bytes."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
 
 
 def _client(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from darkroom_worker import heap
+from darkroom_worker.footprint import HEAP_BYTES
 
 from . import devices, volumes
 from .attention import attend
@@ -30,10 +31,6 @@ FASTER_BYTES = heap.LARGE
 
 TRIM_PIXELS = 1 << 16
 """From so many on, a block takes longer than the heap takes to be trimmed, by a hundred times."""
-
-HEAP_BYTES = 40 << 20
-"""Measured: what the C library's heap and oneDNN hold on a CPU beside the tensors in use."""
-
 
 EXACT_BANDED: Final = "exact-banded"
 """The method's name in the provenance of a job."""

@@ -226,13 +226,10 @@ def _add_shortcut(x: Source, layer: Convolution | None, residual: Rows, out: Any
     moments, row = Moments(), 0
     shortcut = Taker(x.shortcut(layer))
     for band in residual:
-        done = 0
-        for piece in shortcut.take(band.shape[1]):
-            band[:, done : done + piece.shape[1]].add_(piece)
-            done += piece.shape[1]
+        shortcut.add_to(band)
         out.write(row, band)
         moments.add(band)
-        row += done
+        row += band.shape[1]
         x.release(row)
     return Stored(out, moments)
 

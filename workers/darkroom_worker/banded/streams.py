@@ -37,8 +37,8 @@ def convolve(
         rows: the map from its first row to its last; without `top` from some other row on.
         convolution: 3 x 3 (x 3), from C to O channels.
         write: writes rows of the map as the convolution is to see them: normalised, activated.
-        scratch: shared by a chain of convolutions that work by turns.
         count: the number of rows that `rows` has.
+        scratch: shared by a chain of convolutions that work by turns.
         top: whether `rows` begin with the map's first row. Else their first row only is above the
             first that comes out.
     """
@@ -106,6 +106,13 @@ class Taker:
             self._used += piece.shape[1]
             count -= piece.shape[1]
             yield piece
+
+    def add_to(self, band: Tensor) -> None:
+        """Add the next rows to those of a band, one to each."""
+        done = 0
+        for piece in self.take(band.shape[1]):
+            band[:, done : done + piece.shape[1]].add_(piece)
+            done += piece.shape[1]
 
 
 class Scratch:

@@ -19,11 +19,11 @@ from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock, DecoderTiny
 from torch import Tensor, nn
 
-from darkroom_worker.footprint import Footprint
+from darkroom_worker.footprint import held_in_pieces, hollow
 
 from . import devices
 from .convolution import ParityKernels, RowConvolution
-from .decoder import EXACT_BANDED, HEAP_BYTES, nothing
+from .decoder import EXACT_BANDED, nothing
 from .layers import in_one_place, is_convolution, is_patched
 from .layout import to_channels_first, to_rows
 from .memory import Mode
@@ -111,7 +111,7 @@ class TinyDecoder:
         """
         del mode
         pictures = z.new_empty(self._result(tuple(z.shape)))
-        at_once = 1 if self._kind == "cpu" else len(z)
+        at_once = self._at_once(len(z))
         for part, out in zip(torch.split(z, at_once), torch.split(pictures, at_once), strict=True):
             row = 0
             for band in self._stream(part, on_step):
@@ -122,8 +122,8 @@ class TinyDecoder:
     def steps(self, shape: Shape, mode: Mode = Mode.FAST) -> int:
         """Count how many times `on_step` will be called for latents of a shape [B, C, h, w]."""
         del mode
-        pictures = shape[0] if self._kind == "cpu" else 1
-        return pictures * math.ceil(shape[2] / self._rows(shape[3]))
+        parts = shape[0] // self._at_once(shape[0])
+        return parts * math.ceil(shape[2] / self._rows(shape[3]))
 
     def predicted_bytes(self, shape: Shape, mode: Mode = Mode.FAST) -> int:
         """Predict the peak of memory beyond the weights for latents [B, C, h, w].
@@ -132,10 +132,12 @@ class TinyDecoder:
         """
         del mode
         batch, channels, height, width = shape
-        at_once = 1 if self._kind == "cpu" else batch
-        few = (at_once, channels, min(height, self._rows(width) + STEADY_ROWS), width)
+        few = (self._at_once(batch), channels, min(height, self._rows(width) + STEADY_ROWS), width)
         more = math.prod(self._result(shape)) - math.prod(self._result(few))
         return self._most(few) + more * self._dtype.itemsize
+
+    def _at_once(self, batch: int) -> int:
+        return 1 if self._kind == "cpu" else batch
 
     def _rows(self, width: int) -> int:
         """Choose how many rows of latents a band has."""
@@ -173,20 +175,11 @@ class TinyDecoder:
             yield to_rows(torch.tanh(band / 3) * 3)
 
     def _count_most(self, shape: Shape) -> int:
-        """Count the bytes that a decode holds at most, by one that computes nothing."""
-        latents = torch.empty(shape, dtype=self._dtype, device="meta")
-        hollow = self._hollow
-        with Footprint(self._kind) as footprint:
-            hollow.decode(latents)
-        spent = HEAP_BYTES if self._kind == "cpu" else 0
-        return int(footprint.peak) + spent
+        return held_in_pieces(self._hollow.decode, shape, self._dtype, self._kind)
 
     @cached_property
     def _hollow(self) -> TinyDecoder:
-        """The same decoder without memory for its weights."""
-        with torch.device("meta"):
-            vae = AutoencoderTiny.from_config(self._vae.config).eval()
-        return TinyDecoder(nn.Module.to(vae, self._dtype))  # diffusers' own warns of casts
+        return TinyDecoder(hollow(self._vae))
 
 
 def _block(
@@ -202,10 +195,7 @@ def _block(
         return band
 
     def fuse(band: Tensor) -> Tensor:
-        row = 0
-        for x in behind.take(band.shape[1]):
-            band[:, row : row + x.shape[1]] += x
-            row += x.shape[1]
+        behind.add_to(band)
         return band.relu_()
 
     made = convolve(map(wait, rows), first, copy, count, scratch)

@@ -24,12 +24,12 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     WanResample,
     unpatchify,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from darkroom_worker.banded import Mode
-from darkroom_worker.banded.decoder import HEAP_BYTES, nothing
+from darkroom_worker.banded.decoder import nothing
 from darkroom_worker.banded.layers import is_patched
-from darkroom_worker.footprint import Footprint
+from darkroom_worker.footprint import held_in_pieces, hollow
 
 from .protocol import EXACT_STREAMED
 
@@ -154,16 +154,8 @@ class FrameStream:
         return (batch, channels, count, height * self._space, width * self._space)
 
     def _count_most(self, shape: Shape) -> int:
-        """Count the bytes that a decode holds at most, by one that computes nothing."""
-        latents = torch.empty(shape, dtype=self._dtype, device="meta")
-        hollow, footprint = self._hollow, Footprint(self._device.type)
-        with footprint:
-            hollow.decode(latents)
-        return footprint.peak + (HEAP_BYTES if self._device.type == "cpu" else 0)
+        return held_in_pieces(self._hollow.decode, shape, self._dtype, self._device.type)
 
     @cached_property
     def _hollow(self) -> FrameStream:
-        """The same decoder without memory for its weights."""
-        with torch.device("meta"):
-            vae = type(self._vae).from_config(self._vae.config).eval()
-        return FrameStream(nn.Module.to(vae, self._dtype))  # diffusers' own warns of casts
+        return FrameStream(hollow(self._vae))
