@@ -26,6 +26,7 @@ from darkroom_infra.telemetry import get_logger
 from darkroom_wire import problems
 
 from . import errors
+from .metrics import HttpMetrics
 from .routes import batches, deliveries, events, hf, jobs, service, uploads, vaes
 from .services import Services
 from .waiting import Waiters
@@ -48,22 +49,24 @@ _log = get_logger("api")
 
 def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     """Wire the service; nothing is opened before the application starts."""
+    metrics = HttpMetrics()
     app = FastAPI(
         title="Darkroom",
         summary="Develops the latents of diffusion models into pictures.",
         version="1",
-        lifespan=_lifespan(settings, catalog),
+        lifespan=_lifespan(settings, catalog, metrics),
         responses={"4XX": _PROBLEM, "503": _PROBLEM},
     )
     errors.install(app)
     app.add_middleware(_RequestIds)
+    app.add_middleware(metrics.measured)
     for part in (jobs, uploads, batches, deliveries, events, vaes, hf, service):
         app.include_router(part.router)
     return app
 
 
 def _lifespan(
-    settings: Settings, catalog: Catalog
+    settings: Settings, catalog: Catalog, metrics: HttpMetrics
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -82,6 +85,7 @@ def _lifespan(
             waiters,
             Workers(records),
             sweeper,
+            metrics,
             warnings,
         )
         stop = threading.Event()

@@ -15,6 +15,7 @@ from darkroom_infra.records import AsyncRecordsClient
 from darkroom_infra.settings import Settings
 
 from .intake import MemoryLimit, Rules
+from .metrics import HttpMetrics
 from .waiting import Waiters
 from .workers import Workers
 
@@ -31,6 +32,7 @@ class Services:
     waiters: Waiters
     workers: Workers
     sweeper: Sweeper
+    metrics: HttpMetrics
     warnings: list[str]
 
     @property

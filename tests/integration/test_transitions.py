@@ -16,9 +16,10 @@ from darkroom_infra.memory import MemoryNeed, WorkerMemory
 from darkroom_infra.queue import DECODE_QUEUE
 from darkroom_infra.records import JobSpec, RecordsClient, RecordsUnavailableError, State
 from darkroom_infra.records import transitions as steps
+from darkroom_infra.records.tallies import BOUNDS
 from darkroom_infra.records.transitions import Admission, Claim, Requeue
 from darkroom_wire.ids import new_id
-from darkroom_wire.jobs import Format, JobOptions, Latents, Priority, Status
+from darkroom_wire.jobs import Format, JobOptions, Latents, Priority, Status, Timings
 from tests.conftest import Servers, eventually
 
 LEASE = timedelta(seconds=30)
@@ -416,3 +417,39 @@ def test_redis_away_is_one_error() -> None:
     """Foreign errors become ours at the edge."""
     with pytest.raises(RecordsUnavailableError):
         RecordsClient("redis://127.0.0.1:1/0").epoch()
+
+
+def test_what_happens_is_counted(records: RecordsClient) -> None:
+    """Acceptances, ends and the times of steps are counted by VAE, in the step that they count."""
+    decoded, failed = accepted(records, vae="my vae"), accepted(records, vae="my vae")
+    timings = Timings(queued=5.0, decode=2_000_000.0)
+    success = ending(decoded.id, Status.SUCCEEDED, TTL).model_copy(update={"timings": timings})
+    for _ in range(2):  # what is said twice counts once
+        records.run(steps.finish(success))
+        records.run(steps.finish(ending(failed.id, Status.FAILED, TTL)))
+        records.run(steps.accept(decoded))
+    counted = records.run(steps.read_tallies())
+    assert counted.accepted == {"my vae": 2}
+    assert counted.ended == {("succeeded", "my vae"): 1, ("failed", "my vae"): 1}
+    queued, decode = counted.stages["queued", "my vae"], counted.stages["decode", "my vae"]
+    assert (queued.seconds, queued.buckets) == (0.005, [1] + [0] * len(BOUNDS))
+    assert (decode.seconds, decode.buckets) == (2000.0, [0] * len(BOUNDS) + [1])
+
+
+def test_jobs_of_dead_workers_are_counted(records: RecordsClient) -> None:
+    """Each time that a job is taken from a worker that died counts."""
+    job = claimed(records, NO_LEASE).spec
+    requeue = steps.requeue(job.id, job.options.priority.rank, 3)
+    eventually(lambda: records.run(requeue) is Requeue.QUEUED)
+    assert records.run(steps.read_tallies()).requeued == {"demo": 1}
+
+
+def test_a_rebuild_counts_nothing(servers: Servers) -> None:
+    """Jobs that a rebuild puts on record were counted when they came and when they ended."""
+    lost = RecordsClient(servers.stack.redis_url, prefix=f"{uuid4()}:")
+    spec = make_spec()
+    lost.run(steps.accept(spec, rebuilding=True))
+    succeed(lost, spec.id)
+    counted = lost.run(steps.read_tallies())
+    assert (counted.accepted, counted.ended, counted.stages) == ({}, {}, {})
+    lost.close()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from darkroom_api.auth import Owner
+from darkroom_api.metrics import Exposition
 from darkroom_api.services import Services, ServicesDependency
 from darkroom_infra.records import RecordsUnavailableError, transitions
 from darkroom_infra.store import StoreError
@@ -31,6 +33,27 @@ async def queue(owner: Owner, services: ServicesDependency) -> QueueState:  # no
         throughput_per_minute=statistics.finished_last_minute,
         oldest_queued_seconds=oldest / 1000 if oldest is not None else None,
     )
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus's text format"}},
+)
+async def metrics(request: Request, owner: Owner, services: ServicesDependency) -> Response:  # noqa: ARG001
+    """Tell Prometheus of the queue, the workers, what was done, and this process."""
+    records = services.records
+    try:
+        known = await asyncio.gather(
+            records.run(transitions.statistics()),
+            records.run(transitions.loaded()),
+            records.run(transitions.read_tallies()),
+        )
+    except RecordsUnavailableError:
+        known = None  # what this process knows of itself matters most just then
+    exposition = Exposition(services.metrics, known)
+    content, content_type = exposition.encode(request.headers.get("accept", ""))
+    return Response(content, media_type=content_type)
 
 
 @router.get("/healthz")

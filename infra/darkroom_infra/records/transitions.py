@@ -23,6 +23,7 @@ from darkroom_infra.memory import MemoryNeed, WorkerMemory
 from darkroom_infra.queue import Doorbell
 from darkroom_wire.jobs import Priority
 
+from . import tallies
 from .model import (
     BatchRecord,
     BatchSpec,
@@ -33,6 +34,7 @@ from .model import (
     from_milliseconds,
     to_milliseconds,
 )
+from .tallies import Tallies
 
 T = TypeVar("T")
 Argument = str | int | float
@@ -274,6 +276,7 @@ def finish(manifest: Manifest, *, unclaimed: bool = False) -> Call[str]:
         to_milliseconds(manifest.finished_at),
         to_milliseconds(manifest.expires_at),
         int(unclaimed),
+        *tallies.of_ending(manifest),
     )
     return Call("finish", arguments, str)
 
@@ -560,6 +563,16 @@ def statistics() -> Call[Statistics]:
         )
 
     return Call("statistics", (len(Priority),), parse)
+
+
+def read_tallies() -> Call[Tallies]:
+    """Read what was counted since Redis was last empty."""
+
+    def parse(answer: Any) -> Tallies:
+        fields, events_waiting = answer
+        return tallies.parse(_pairs(fields), events_waiting)
+
+    return Call("tallies", (), parse)
 
 
 def _ms(duration: timedelta) -> int:

@@ -20,5 +20,6 @@ if rebuilding == '1' then
   redis.call('HSET', job_key(id), 'log_base', math.max(1, now() - created_at))
   if idempotency ~= '' then reserve(owner, idempotency, fingerprint, id, keep) end
 end
+if rebuilding ~= '1' then count('accepted ' .. vae) end
 enter_queue(id, queue, message, ring_after)
 return 'accepted'

@@ -1,6 +1,7 @@
 -- any unfinished state -> the state that the manifest says. The manifest in the ledger has decided,
 -- so no nonce is asked for.
--- id, manifest, state, finished at, expires at, '1' to leave it where an attempt has begun
+-- id, manifest, state, finished at, expires at, '1' to leave it where an attempt has begun, and by
+-- turns what is counted and how much, each without the VAE
 local id, manifest, state, finished_at, expires_at, unclaimed = unpack(ARGV)
 local before = get(id, 'state')
 if not before then return 'unknown' end
@@ -17,6 +18,11 @@ if state == 'succeeded' then
   local bucket = key('finished:') .. math.floor(now() / 10000)
   redis.call('INCR', bucket)
   redis.call('EXPIRE', bucket, 120)
+end
+-- A rebuild puts on record what ended, and was counted, before.
+if redis.call('EXISTS', key('epoch')) == 1 then
+  local vae = get(id, 'vae')
+  for index = 7, #ARGV, 2 do count(ARGV[index] .. ' ' .. vae, ARGV[index + 1]) end
 end
 enter_state(id, state)
 local job = redis.call('HMGET', job_key(id), 'events', 'batch')

@@ -3,6 +3,7 @@
 local id, event, attempt, state, pause = unpack(ARGV)
 redis.call('RPUSH', key('tries:') .. id, attempt)
 redis.call('LTRIM', key('tries:') .. id, -TRIES_KEPT, -1)
+count('sent ' .. state)
 redis.call('HINCRBY', key('sent:') .. id, event .. ':tries', 1)
 redis.call('HSET', key('sent:') .. id, event, state)
 if pause ~= '' then

@@ -20,6 +20,7 @@
 --   facts      hash   what latents are checked against, by VAE, as workers that loaded it said
 --   details    hash   its configuration and statistics, likewise
 --   needs      hash   the memory that it needs, likewise
+--   tallies    hash   what was counted, as tallies.py describes it
 --   epoch      string present once records and ledger agree
 local function key(name) return KEYS[1] .. name end
 local function job_key(id) return KEYS[1] .. 'job:' .. id end
@@ -32,6 +33,8 @@ local function now()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
+
+local function count(name, by) redis.call('HINCRBY', key('tallies'), name, by or 1) end
 
 local function announce(id, state) redis.call('PUBLISH', key('changes'), id .. ' ' .. state) end
 

@@ -14,5 +14,6 @@ else
   redis.call('HINCRBY', job_key(id), 'attempts', -1)
 end
 redis.call('ZREM', key('running'), id)
+count('requeued ' .. get(id, 'vae'))
 enter_queue(id, queue, message, ring_after)
 return 'queued'
