@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom_infra import failpoints
 from darkroom_infra.batches import Batches
@@ -26,6 +22,7 @@ from darkroom_infra.telemetry import get_logger
 from darkroom_wire import problems
 
 from . import errors
+from .headers import CommonHeaders
 from .metrics import HttpMetrics
 from .routes import batches, deliveries, events, hf, jobs, service, uploads, vaes
 from .services import Services
@@ -36,8 +33,6 @@ WEAK_STORE = (
     "the object store ignores conditional PUT (If-None-Match): after a fault a job's result may "
     "be replaced by an equal one, and a cancel may be overtaken"
 )
-
-_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _PROBLEM: dict[str, Any] = {
     "description": "a problem document (RFC 9457)",
@@ -58,7 +53,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
         responses={"4XX": _PROBLEM, "503": _PROBLEM},
     )
     errors.install(app)
-    app.add_middleware(_RequestIds)
+    app.add_middleware(CommonHeaders)
     app.add_middleware(metrics.measured)
     for part in (jobs, uploads, batches, deliveries, events, vaes, hf, service):
         app.include_router(part.router)
@@ -124,24 +119,3 @@ async def _prepare_store(store: ObjectStore, warnings: list[str]) -> None:
             await asyncio.sleep(1)
         else:
             return
-
-
-class _RequestIds:
-    """Gives every answer an id: the caller's, where it is sane, else a new one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)

@@ -8,6 +8,7 @@ ApiError
 ├── GoneError              410
 ├── TooLargeError          413
 ├── UnsupportedMediaError  415
+├── RateLimitedError       429 with Retry-After
 └── UnavailableError       503 with Retry-After
 """
 
@@ -110,6 +111,18 @@ class UnsupportedMediaError(ApiError):
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     name = "unsupported-media-type"
+
+
+class RateLimitedError(ApiError):
+    """Too often; again in so many seconds."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    name = "rate-limited"
+
+    def __init__(self, detail: str, seconds: int) -> None:
+        super().__init__(detail)
+        # What comes with the refused request is not read: else the server would go on doing so.
+        self.headers = {"Retry-After": str(seconds), "Connection": "close"}
 
 
 class UnavailableError(ApiError):

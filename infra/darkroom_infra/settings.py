@@ -8,6 +8,8 @@ import hashlib
 import ipaddress
 import os
 import re
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +23,8 @@ PREFIX = "DARKROOM_"
 ENV_FILE = ".env"
 
 MAX_DELAY = 7 * 86_400.0
+
+MIN_WINDOW, MAX_WINDOW = timedelta(seconds=1), timedelta(days=1)
 
 KEY_HASH_PREFIX = "sha256:"
 KEY_HASH = re.compile(r"sha256:[0-9a-f]{64}")
@@ -55,6 +59,28 @@ def _parse_keys(value: object) -> object:
             raise ValueError(f"{keys[hashed]!r} and {name!r} have the same key")
         keys[hashed] = name
     return keys
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """How many requests in how long."""
+
+    requests: int
+    window: timedelta
+
+
+def _parse_rate(value: object) -> object:
+    """Turn `REQUESTS/SECONDS` into a limit."""
+    if not isinstance(value, str):
+        return value
+    requests, _, seconds = (part.strip() for part in value.partition("/"))
+    try:
+        limit = RateLimit(int(requests), timedelta(seconds=float(seconds)))
+    except (ValueError, OverflowError) as error:
+        raise ValueError("REQUESTS/SECONDS expected, 600/60 for instance") from error
+    if limit.requests < 1 or not MIN_WINDOW <= limit.window <= MAX_WINDOW:
+        raise ValueError("at least one request expected, in one second to one day")
+    return limit
 
 
 def _parse_networks(value: object) -> object:
@@ -158,6 +184,7 @@ class Settings(BaseSettings):
     max_latents_bytes: int = Field(64 * 1024 * 1024, ge=1)
     max_batch_bytes: int = Field(2 * 1024**3, ge=1, le=5 * 1024**3)
     max_pixels: int = Field(1 << 27, ge=64)
+    rate_limit: Annotated[RateLimit | None, NoDecode, BeforeValidator(_parse_rate)] = None
     max_queued: int = Field(100_000, ge=1)
     lease_seconds: float = Field(15.0, gt=0, allow_inf_nan=False)
     max_attempts: int = Field(3, ge=1)

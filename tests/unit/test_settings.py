@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from darkroom_infra.settings import Settings, SettingsError, hash_key
+from darkroom_infra.settings import RateLimit, Settings, SettingsError, hash_key
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,13 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.webhook_allow == ("10.0.0.0/8", "127.0.0.0/8")
 
 
+def test_a_rate_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate limit is so many requests in so many seconds."""
+    limit = load(monkeypatch, RATE_LIMIT="600 / 60").rate_limit
+    assert limit == RateLimit(600, timedelta(minutes=1))
+    assert load(monkeypatch, RATE_LIMIT="").rate_limit is None
+
+
 def test_empty_variables_are_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that is there but empty, as compose files make them, leaves the default."""
     settings = load(monkeypatch, MAX_PIXELS="", API_KEYS="", S3_ENDPOINT_URL="")
@@ -126,6 +134,11 @@ def test_every_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         ("MAX_LATENTS_BYTES", "-1", "greater"),
         ("MAX_PIXELS", "63", "64"),
         ("MAX_QUEUED", "0", "greater"),
+        ("RATE_LIMIT", "600", "REQUESTS/SECONDS"),
+        ("RATE_LIMIT", "600/minute", "REQUESTS/SECONDS"),
+        ("RATE_LIMIT", "0/60", "at least one"),
+        ("RATE_LIMIT", "600/0", "one second"),
+        ("RATE_LIMIT", "600/inf", "REQUESTS/SECONDS"),
         ("MAX_ATTEMPTS", "0", "greater"),
         ("LEASE_SECONDS", "0", "greater"),
         ("LEASE_SECONDS", "nan", ""),

@@ -15,6 +15,7 @@ from darkroom_api.auth import Owner
 from darkroom_api.callbacks import check_callback
 from darkroom_api.errors import ConflictError, InvalidRequestError
 from darkroom_api.headers import MAX_WAIT_SECONDS, idempotency_key, preferred_wait, submitted
+from darkroom_api.pacing import Submitter
 from darkroom_api.queries import refuse_repeated, refuse_unknown
 from darkroom_api.services import ServicesDependency, intake_rules
 from darkroom_infra.presenting import present, present_batch
@@ -63,7 +64,7 @@ class BatchQuery(JobOptions):
 async def submit(
     request: Request,
     query: Annotated[BatchQuery, Query()],
-    owner: Owner,
+    owner: Submitter,
     services: ServicesDependency,
     idempotency: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     prefer: Annotated[list[str] | None, Header()] = None,

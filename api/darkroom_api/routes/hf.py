@@ -25,6 +25,7 @@ from darkroom_api.dialect import (
 from darkroom_api.dialect_answers import JOB_HEADER, answer, naming, stopping
 from darkroom_api.errors import NotFoundError
 from darkroom_api.intake import RAW
+from darkroom_api.pacing import AddressSubmitter
 from darkroom_api.pictures import PICTURE_TYPES
 from darkroom_api.queries import refuse_repeated
 from darkroom_api.services import Services, ServicesDependency, intake_rules
@@ -79,7 +80,7 @@ async def decode(
     request: Request,
     name: str,
     query: Annotated[DecodeQuery, Query()],
-    owner: AddressOwner,
+    owner: AddressSubmitter,
     services: ServicesDependency,
 ) -> Response:
     """Decode latents, as `diffusers.utils.remote_utils.remote_decode` asks for it."""
@@ -103,7 +104,7 @@ async def encode(
     request: Request,
     name: str,
     query: Annotated[EncodeQuery, Query()],
-    owner: AddressOwner,
+    owner: AddressSubmitter,
     services: ServicesDependency,
 ) -> Response:
     """Encode a picture, as `diffusers.utils.remote_utils.remote_encode` asks for it."""

@@ -21,6 +21,7 @@ from darkroom_api.errors import (
 )
 from darkroom_api.headers import MAX_WAIT_SECONDS, idempotency_key, preferred_wait, submitted
 from darkroom_api.intake import Submission
+from darkroom_api.pacing import Submitter
 from darkroom_api.pictures import PICTURE_TYPES
 from darkroom_api.queries import refuse_body, refuse_repeated, refuse_unknown
 from darkroom_api.services import Services, ServicesDependency, intake_rules
@@ -83,7 +84,7 @@ _SUBMIT_OPENAPI: dict[str, Any] = {
 async def submit(
     request: Request,
     query: Annotated[SubmitQuery, Query()],
-    owner: Owner,
+    owner: Submitter,
     services: ServicesDependency,
     idempotency: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     prefer: Annotated[list[str] | None, Header()] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from darkroom_api import uploads
-from darkroom_api.auth import Owner
+from darkroom_api.pacing import Submitter
 from darkroom_api.queries import refuse_body, refuse_repeated, refuse_unknown
 from darkroom_api.services import ServicesDependency
 from darkroom_wire.jobs import Upload
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 @router.post("", status_code=201, response_model=Upload)
 async def announce(
     request: Request,
-    owner: Owner,
+    owner: Submitter,
     services: ServicesDependency,
     size: Annotated[
         int | None,

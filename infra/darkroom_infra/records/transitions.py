@@ -174,6 +174,16 @@ class VaeDetails:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Whether an owner may submit now: how often still, and when once more and as often as ever."""
+
+    taken: bool
+    left: int
+    whole_in: timedelta
+    next_in: timedelta
+
+
+@dataclass(frozen=True)
 class Statistics:
     """What waits and who works."""
 
@@ -193,6 +203,17 @@ def lineage(name: str) -> Call[str]:
 def begin_epoch(lineage: str) -> Call[bool]:
     """Declare that records and ledger agree; False if Redis was emptied since it was so named."""
     return Call("begin_epoch", (lineage,), bool)
+
+
+def pace(owner: str, most: int, window: timedelta) -> Call[Turn]:
+    """Take one of an owner's submissions, of which so many come back within a window."""
+
+    def parse(answer: Any) -> Turn:
+        taken, left, *milliseconds = answer
+        whole_in, next_in = (timedelta(milliseconds=each) for each in milliseconds)
+        return Turn(bool(taken), left, whole_in, next_in)
+
+    return Call("pace", (owner, most, _ms(window)), parse)
 
 
 def admit(

@@ -20,6 +20,7 @@
 --   facts      hash   what latents are checked against, by VAE, as workers that loaded it said
 --   details    hash   its configuration and statistics, likewise
 --   needs      hash   the memory that it needs, likewise
+--   pace:OWNER string when an owner will have all his submissions again
 --   tallies    hash   what was counted, as tallies.py describes it
 --   epoch      string present once records and ledger agree
 local function key(name) return KEYS[1] .. name end
