@@ -24,7 +24,7 @@ from darkroom_wire import problems
 from . import errors
 from .headers import CommonHeaders
 from .metrics import HttpMetrics
-from .routes import batches, deliveries, events, hf, jobs, service, uploads, vaes
+from .routes import batches, deliveries, events, hf, jobs, page, service, uploads, vaes
 from .services import Services
 from .waiting import Waiters
 from .workers import Workers
@@ -55,7 +55,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     errors.install(app)
     app.add_middleware(CommonHeaders)
     app.add_middleware(metrics.measured)
-    for part in (jobs, uploads, batches, deliveries, events, vaes, hf, service):
+    for part in (jobs, uploads, batches, deliveries, events, vaes, hf, service, page):
         app.include_router(part.router)
     return app
 

@@ -254,3 +254,20 @@ def test_the_description_knows_the_answers(accepting: httpx.Client) -> None:
                     kinds = set(answer.get("content", {}))
                     assert kinds <= {"application/problem+json"}, (method, path, status)
     assert "HTTPValidationError" not in document.get("components", {}).get("schemas", {})
+
+
+def test_the_page_is_closed_to_others(intake: Deployment) -> None:
+    """The page may run its own scripts only, show its store's pictures, and stand in no frame."""
+    answer = httpx.get(intake.api_url + "/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = dict(
+        part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; ")
+    )
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+    assert policy["script-src"] == policy["connect-src"] == "'self'"
+    assert policy["img-src"].endswith(intake.environment["DARKROOM_S3_ENDPOINT_URL"])
+    assert (
+        httpx.get(intake.api_url + "/page/style.css").headers["content-type"].startswith("text/css")
+    )
+    for path in ("/page/", "/page/none.js", "/page/../app.py", "/page/%2e%2e/app.py"):
+        assert httpx.get(intake.api_url + path).status_code == 404

@@ -26,6 +26,7 @@ CALLS = [
     ("GET", "/v1/vaes"),
     ("GET", "/v1/vaes/demo"),
     ("GET", "/v1/queue"),
+    ("GET", "/metrics"),
 ]
 
 
@@ -81,9 +82,11 @@ def test_no_call_without_a_key(guarded: Deployment, method: str, path: str) -> N
     assert (problem["status"], problem["error"]) == (401, problem["detail"])
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path", ["/", "/page/main.js", "/healthz", "/readyz", "/docs", "/openapi.json"]
+)
 def test_no_key_is_needed(guarded: Deployment, path: str) -> None:
-    """Probes and the reference are open: they tell nothing of anybody's jobs."""
+    """Probes, the page and the reference are open: they tell nothing of anybody's jobs."""
     assert httpx.get(guarded.api_url + path).status_code == 200
 
 
