@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ from torch import Tensor, nn
 
 from darkroom_worker import heap
 from darkroom_worker.banded import BandedDecoder, Mode
-from darkroom_worker.streamed import ExactDecoder, FrameStream
+from darkroom_worker.streamed import ExactDecoder, Order, StreamedDecoder
 
 from . import children
 from .decode import EXPECTED, resident
 
-WHOLE, TILES, STREAMED = "diffusers, whole", "diffusers, tiles along time", "streamed"
+WHOLE, TILES = "diffusers, whole", "diffusers, tiles along time"
 BANDS = {f"bands, `{mode.value}`": mode for mode in Mode}
-OURS = (STREAMED, *BANDS)
+STREAMS = {f"streamed, `{order.value}`": order for order in Order}
+OURS: dict[str, StrEnum] = {**BANDS, **STREAMS}
 CHANNELS, SPACE, TIME = 16, 8, 4
 """Of latents, and how many times smaller and shorter they are: the first frame is one by itself."""
 
@@ -45,7 +47,7 @@ class Model:
 
 
 MODELS = {
-    "wan": Model("Wan 2.1", AutoencoderKLWan, (WHOLE, STREAMED)),
+    "wan": Model("Wan 2.1", AutoencoderKLWan, (WHOLE, *STREAMS)),
     "hunyuan": Model("HunyuanVideo", AutoencoderKLHunyuanVideo, (WHOLE, TILES, *BANDS)),
 }
 
@@ -86,7 +88,7 @@ def measure(model: str, way: str, side: int, frames: int, folder: Path) -> dict[
 
     def decode(z: Tensor) -> Tensor:
         if exact is not None:
-            return exact.decode(z, BANDS.get(way, Mode.FAST), lambda: None)
+            return exact.decode(z, OURS[way], lambda: None)
         decoded: Tensor = vae.decode(z, return_dict=False)[0]
         return decoded
 
@@ -104,7 +106,7 @@ def measure(model: str, way: str, side: int, frames: int, folder: Path) -> dict[
     expected = load_file(folder / EXPECTED)["video"]
     shape, predicted = tuple(latents.shape), None
     if exact is not None:
-        predicted = exact.predicted_bytes(shape, BANDS.get(way, Mode.FAST))
+        predicted = exact.predicted_bytes(shape, OURS[way])
     return {
         "seconds": wall,
         "cpu_seconds": cpu,
@@ -115,9 +117,9 @@ def measure(model: str, way: str, side: int, frames: int, folder: Path) -> dict[
     }
 
 
-def _exact(vae: Any, way: str) -> ExactDecoder | None:
-    if way == STREAMED:
-        return FrameStream(vae)
+def _exact(vae: Any, way: str) -> ExactDecoder[Any] | None:
+    if way in STREAMS:
+        return StreamedDecoder(vae)
     if way in (WHOLE, *BANDS) and hasattr(vae, "use_framewise_decoding"):
         vae.use_framewise_decoding = False
     return BandedDecoder(vae) if way in BANDS else None

@@ -17,7 +17,8 @@ from darkroom_worker.cache import VaeCache
 from darkroom_worker.engine import DeviceRequest, Engine
 from darkroom_worker.footprint import Footprint
 from darkroom_worker.loading import load, locate
-from darkroom_worker.streamed import FrameStream, stream
+from darkroom_worker.streamed import Order, StreamedDecoder, rows, stream
+from darkroom_worker.streamed.decoder import HOLES
 from tests.pipelines import CASES
 from tests.vaes import make_kl
 
@@ -70,7 +71,7 @@ def test_frames_are_those_of_diffusers_to_the_last_bit(
     z = latents(vae, *shape).to(dtype) * 2
     expected = whole(vae, z)
     assert expected.float().std() > 0.05
-    decoded = FrameStream(vae).decode(z)
+    decoded = StreamedDecoder(vae).decode(z)
     assert decoded.dtype == dtype
     assert torch.equal(decoded, expected)
 
@@ -80,13 +81,13 @@ def test_clamped_values_are_clamped(framewise: Any) -> None:
     z = latents(framewise, 1, 3, 4, 4) * 50
     expected = whole(framewise, z)
     assert (expected.abs() == 1).any(), "nothing to clamp"
-    assert torch.equal(FrameStream(framewise).decode(z), expected)
+    assert torch.equal(StreamedDecoder(framewise).decode(z), expected)
 
 
 def test_memory_does_not_grow_with_the_frames() -> None:
     """Each further frame takes its own bytes, and its latents', while diffusers takes twice."""
     vae = CASES["wan-2.1"].make_vae()
-    decoder = FrameStream(vae)
+    decoder = StreamedDecoder(vae)
     short, long = latents(vae, 1, 30, 1, 1), latents(vae, 1, 36, 1, 1)
     results = [decoder.decode(z).nbytes for z in (short, long)]
     growth = results[1] - results[0] + long.nbytes - short.nbytes
@@ -98,7 +99,7 @@ def test_memory_does_not_grow_with_the_frames() -> None:
 
 def test_memory_is_predicted_for_any_number_of_frames(framewise: Any) -> None:
     """The prediction counts the first frames, and the bytes of those that follow."""
-    decoder = FrameStream(framewise)
+    decoder = StreamedDecoder(framewise)
     shapes = [tuple(latents(framewise, 1, count, 4, 4).shape) for count in (3, 4, 100)]
     three, four, hundred = (decoder.predicted_bytes(shape) for shape in shapes)
     assert hundred - three == 97 * (four - three)
@@ -109,7 +110,7 @@ def test_memory_is_predicted_for_any_number_of_frames(framewise: Any) -> None:
 
 def test_a_prediction_computes_nothing(framewise: Any) -> None:
     """Memory can be predicted for videos that would fill any machine."""
-    decoder = FrameStream(framewise)
+    decoder = StreamedDecoder(framewise)
     huge = (1, framewise.config.z_dim, 1000, 1000, 1000)
     assert decoder.predicted_bytes(huge) > 1 << 40
 
@@ -120,7 +121,7 @@ def test_a_decode_can_be_abandoned_at_any_frame(framewise: Any) -> None:
     class StopError(Exception):
         pass
 
-    decoder = FrameStream(framewise)
+    decoder = StreamedDecoder(framewise)
     z = latents(framewise, 1, 4, 3, 2)
     expected = whole(framewise, z)
     kept = list(framewise._feat_map)
@@ -139,7 +140,7 @@ def test_a_decode_can_be_abandoned_at_any_frame(framewise: Any) -> None:
 
 def test_steps_are_frames_and_their_layers(framewise: Any) -> None:
     """A step is told before each latent frame; layers that are listened to are counted too."""
-    decoder = FrameStream(framewise)
+    decoder = StreamedDecoder(framewise)
     z = latents(framewise, 1, 3, 2, 2)
     told: list[None] = []
     decoder.decode(z, on_step=lambda: told.append(None))
@@ -175,11 +176,11 @@ def test_what_decodes_otherwise_is_left_to_diffusers(
 ) -> None:
     """A VAE that tiles, slices or was changed is not one whose picture is known."""
     vae = CASES[name].make_vae()
-    assert isinstance(stream(vae), FrameStream)
+    assert isinstance(stream(vae), StreamedDecoder)
     change(vae)
     assert stream(vae) is None
     with pytest.raises(ValueError, match=type(vae).__name__):
-        FrameStream(vae)
+        StreamedDecoder(vae)
 
 
 def test_the_engine_streams_and_says_so(tmp_path: Path) -> None:
@@ -193,10 +194,147 @@ def test_the_engine_streams_and_says_so(tmp_path: Path) -> None:
     request = DeviceRequest(entry, z, JobOptions(vae="wan", scaling="none"))
     engine.submit(request)
     result = request.future.result(SECONDS)
-    assert result.way["method"] == "exact-streamed"
-    assert "mode" not in result.way
+    assert (result.way["method"], result.way["mode"]) == ("exact-streamed", "frames")
     assert torch.equal(result.tensor, whole(vae, z))
     assert 0.9 < request.progress < 1
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands of a few rows, though the videos of these tests are small."""
+    monkeypatch.setattr(rows, "BAND_PIXELS", 16)
+
+
+@pytest.mark.parametrize("pixels", [1, 50, 1 << 13])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 2, 20, 3), (1, 1, 2, 30)])
+def test_rows_are_those_of_diffusers(
+    framewise: Any,
+    shape: tuple[int, int, int, int],
+    pixels: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of all frames give the same video to float rounding, in bands of one row or of many."""
+    monkeypatch.setattr(rows, "BAND_PIXELS", pixels)
+    z = latents(framewise, *shape) * 2
+    expected = whole(framewise, z)
+    decoded = StreamedDecoder(framewise).decode(z, Order.ROWS)
+    assert decoded.shape == expected.shape
+    assert (decoded - expected).abs().max() < 1e-4 * expected.std()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_in_half_precision(framewise: Any, dtype: torch.dtype) -> None:
+    """They are about as far from float32 as diffusers' own half-precision frames are."""
+    z = latents(framewise, 1, 3, 6, 5).to(dtype)
+    exact = whole(framewise, z.float())
+    vae = type(framewise).from_config(framewise.config).eval()
+    vae.load_state_dict(framewise.state_dict())
+    nn.Module.to(vae, dtype)
+    theirs, ours = (
+        (frames.float() - exact).square().mean().sqrt()
+        for frames in (whole(vae, z), StreamedDecoder(vae).decode(z, Order.ROWS))
+    )
+    assert 0 < ours < 1.1 * theirs
+
+
+def test_rows_are_clamped(framewise: Any) -> None:
+    """Values beyond [-1, 1] are cut off in rows as well."""
+    z = latents(framewise, 1, 2, 4, 4) * 50
+    decoded = StreamedDecoder(framewise).decode(z, Order.ROWS)
+    assert decoded.abs().max() == 1
+    assert (decoded - whole(framewise, z)).abs().max() < 1e-3
+
+
+@pytest.mark.usefixtures("narrow")
+def test_memory_grows_with_a_row_and_not_with_the_picture(framewise: Any) -> None:
+    """Each further row takes the bytes of its result and of its latents' map, and no others."""
+    decoder = StreamedDecoder(framewise)
+    low, high = latents(framewise, 1, 2, 20, 2), latents(framewise, 1, 2, 32, 2)
+    sizes = [tensor_bytes(partial(decoder.decode, z, Order.ROWS)) for z in (low, high)]
+    predicted = [decoder.predicted_bytes(tuple(z.shape), Order.ROWS) for z in (low, high)]
+    growth = (predicted[1] - predicted[0]) / HOLES
+    assert sizes[1] - sizes[0] == pytest.approx(growth, rel=0.1)
+    by_frames = [tensor_bytes(partial(decoder.decode, z)) for z in (low, high)]
+    assert sizes[1] - sizes[0] < (by_frames[1] - by_frames[0]) / 3
+
+
+def test_the_mid_block_is_counted() -> None:
+    """Of a picture so wide and high that nothing holds more than the mid block, that is counted."""
+    vae = CASES["qwen-image"].make_vae()
+    decoder = StreamedDecoder(vae)
+    shape = (1, vae.config.z_dim, 1, 40, 40)
+    z = latents(vae, 1, 1, 40, 40)
+    held = tensor_bytes(partial(decoder.enter, z))
+    result = decoder.decode(z, Order.ROWS).nbytes
+    assert decoder.predicted_bytes(shape, Order.ROWS) >= held + result
+
+
+@pytest.mark.usefixtures("narrow")
+def test_rows_of_a_high_picture_are_predicted_by_a_low_one(framewise: Any) -> None:
+    """The prediction goes through the first rows alone, and is that of the whole height."""
+    decoder = StreamedDecoder(framewise)
+    shape = (1, framewise.config.z_dim, 2, 40, 5)
+    stream = decoder._streams[Order.ROWS]
+    assert stream.steady(shape)[3] < 40
+    held = decoder._count_held(Order.ROWS, shape)
+    assert decoder.predicted_bytes(shape, Order.ROWS) == pytest.approx(HOLES * held, rel=0.01)
+
+
+def test_rows_can_be_abandoned_anywhere(framewise: Any) -> None:
+    """What `on_step` raises comes out at each of the steps, and the next decode is as good."""
+    decoder = StreamedDecoder(framewise)
+    z = latents(framewise, 1, 3, 2, 2)
+    expected = decoder.decode(z, Order.ROWS)
+    count = 3 + expected.shape[3]
+    for stop in range(count):
+        left = iter(range(stop))
+        with pytest.raises(StopIteration):
+            decoder.decode(z, Order.ROWS, lambda left=left: next(left))
+    told: list[None] = []
+    assert torch.equal(decoder.decode(z, Order.ROWS, lambda: told.append(None)), expected)
+    assert len(told) == count
+    entered = (framewise.decoder.conv_in, *framewise.decoder.mid_block.modules())
+    layers = [part for part in entered if not any(part.children())]
+    assert decoder.steps(tuple(z.shape), Order.ROWS) == count + 3 * len(layers)
+
+
+def test_rows_come_first_where_they_are_faster(framewise: Any) -> None:
+    """In float32 on a CPU large videos are decoded in rows first; else frames come first."""
+    decoder = StreamedDecoder(framewise)
+    small, large = (tuple(latents(framewise, 1, 1, side, side).shape) for side in (4, 64))
+    assert decoder.modes(small) == (Order.FRAMES, Order.ROWS)
+    assert decoder.modes(large) == (Order.ROWS, Order.FRAMES)
+    half = type(framewise).from_config(framewise.config).eval().to(torch.bfloat16)
+    assert StreamedDecoder(half).modes(large) == (Order.FRAMES, Order.ROWS)
+
+
+def _other_activation(vae: Any) -> None:
+    vae.decoder.nonlinearity = nn.GELU().eval()
+
+
+def _biased_norm(vae: Any) -> None:
+    norm = vae.decoder.norm_out
+    norm.bias = nn.Parameter(torch.zeros_like(norm.gamma))
+
+
+def _other_doubling(vae: Any) -> None:
+    last = [part for part in vae.decoder.modules() if isinstance(part, nn.Upsample)][-1]
+    last.mode = "bilinear"
+
+
+def _wider_padding(vae: Any) -> None:
+    vae.decoder.conv_out._padding = (2, 2, 1, 1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "change", [_other_activation, _biased_norm, _other_doubling, _wider_padding]
+)
+@pytest.mark.parametrize("name", FRAMEWISE)
+def test_unknown_layers_go_frame_by_frame(name: str, change: Callable[[Any], None]) -> None:
+    """Where a layer is not as it is known here, the VAE's own decoder is called, and no other."""
+    vae = CASES[name].make_vae()
+    change(vae)
+    assert StreamedDecoder(vae).modes((1, vae.config.z_dim, 1, 64, 64)) == (Order.FRAMES,)
 
 
 def test_other_classes_are_left_to_diffusers() -> None:

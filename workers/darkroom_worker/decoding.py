@@ -119,7 +119,7 @@ def _decode_parts(vae: LoadedVae, grid: Tensor, planned: Plan, means: Means) -> 
 def _describe(vae: LoadedVae, grid: Tensor, planned: Plan) -> Way:
     if planned.mode is None or vae.exact is None:
         return {"method": _method(vae, grid), "batch_size": planned.at_once}
-    mode = {"mode": planned.mode.value} if len(vae.exact.modes) > 1 else {}
+    mode = {"mode": planned.mode.value} if len(vae.exact.modes(tuple(grid.shape))) > 1 else {}
     return {"method": vae.exact.method, **mode, "batch_size": planned.at_once}
 
 

@@ -63,7 +63,7 @@ class LoadedVae:
     normalization: Normalization
     dtype: str
     device: torch.device
-    exact: ExactDecoder | None = None
+    exact: ExactDecoder[Any] | None = None
 
     @cached_property
     def details(self) -> VaeDetails:
@@ -156,7 +156,7 @@ def load(entry: VaeEntry, files: VaeFiles, *, device: torch.device, dtype: str) 
     return LoadedVae(entry, module, config, facts, normalization, name, device, exact)
 
 
-def _exact_decoder(module: nn.Module) -> ExactDecoder | None:
+def _exact_decoder(module: nn.Module) -> ExactDecoder[Any] | None:
     """Make what decodes a VAE piece by piece, where there is such a thing."""
     if supports(module):
         return BandedDecoder(module)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
 from darkroom_infra.memory import MemoryNeed, gigabytes
 
-from .banded import Mode
 from .loading import LoadedVae
 
 Shape = tuple[int, ...]
@@ -35,7 +35,7 @@ class DoesNotFitError(Exception):
 class Plan:
     """How to decode: in one piece, where there is no mode, and so many pictures together."""
 
-    mode: Mode | None
+    mode: StrEnum | None
     at_once: int
 
 
@@ -63,7 +63,7 @@ def plan(vae: LoadedVae, shape: Shape, budget: int, *, scarce: bool = False) -> 
     )
 
 
-def predicted_bytes(vae: LoadedVae, mode: Mode | None, shape: Shape, at_once: int) -> int | None:
+def predicted_bytes(vae: LoadedVae, mode: StrEnum | None, shape: Shape, at_once: int) -> int | None:
     """Predict what a way takes at most, the results counted in; None where nobody knows."""
     part = (at_once, *shape[1:])
     if mode is not None and vae.exact is not None:
@@ -78,14 +78,14 @@ def predicted_bytes(vae: LoadedVae, mode: Mode | None, shape: Shape, at_once: in
     return needed + whole.result_bytes * (shape[0] - at_once) // at_once
 
 
-def _modes(vae: LoadedVae, shape: Shape, *, scarce: bool) -> tuple[Mode | None, ...]:
-    """Order the ways, the fastest first."""
+def _modes(vae: LoadedVae, shape: Shape, *, scarce: bool) -> tuple[StrEnum | None, ...]:
+    """Order the ways, the best first."""
     exact = vae.exact
     if exact is None or not exact.applies(shape):
         return (None,)
     if scarce or exact.is_faster(shape):
-        return exact.modes
-    return (None, *exact.modes)
+        return exact.modes(shape)
+    return (None, *exact.modes(shape))
 
 
 def _halves(count: int) -> Iterator[int]:
@@ -126,7 +126,7 @@ def _least(vae: LoadedVae, shape: Shape) -> _Point | None:
         return None
     ways = [whole.peak_bytes]
     if vae.exact is not None and vae.exact.applies(shape):
-        ways += [vae.exact.predicted_bytes(shape, mode) for mode in vae.exact.modes]
+        ways += [vae.exact.predicted_bytes(shape, mode) for mode in vae.exact.modes(shape)]
     _, _, *frames, height, width = whole.shape
     return _Point(height * width, math.prod(frames), min(ways), whole.result_bytes)
 

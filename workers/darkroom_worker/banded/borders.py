@@ -1,7 +1,8 @@
-"""What convolutions see outside of a map: zeros around a picture, repetitions around a video."""
+"""What convolutions see outside of a map: zeros, or around some videos repetitions."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -52,11 +53,10 @@ ZEROS = Zeros()
 
 
 @dataclass(frozen=True)
-class Repeated:
-    """Every side repeats what is nearest, and the first frame has been there before.
+class FrameBorder(ABC):
+    """What is around a video, whose rows are those of all its frames, one after the other.
 
-    A row of a video is that of all its frames, one after the other. In windows it has one column
-    more on either side, and `before` frames more.
+    In windows a row has one column more on either side of each frame, and `before` frames more.
     """
 
     frames: int
@@ -67,7 +67,7 @@ class Repeated:
         return (self.frames + self.before) * (columns // self.frames + 2)
 
     def fill(self, window: Tensor, rows: Tensor, write: Write) -> None:
-        """Write the rows of one video, and repeat what is at their sides."""
+        """Write the rows of one video, and what is at their sides."""
         padded = self.unfold(window)
         inside = padded[:, :, self.before :, 1:-1]
         if devices.kind(rows.device) == "gpu":
@@ -77,17 +77,46 @@ class Repeated:
             inside.copy_(split_frames(written, self.frames))
         else:
             write(split_frames(rows, self.frames), inside)
-        padded[:, :, self.before :, :1] = padded[:, :, self.before :, 1:2]
-        padded[:, :, self.before :, -1:] = padded[:, :, self.before :, -2:-1]
-        padded[:, :, : self.before] = padded[:, :, self.before : self.before + 1]
+        self._surround(padded)
+
+    @abstractmethod
+    def outside(self, window: Tensor, nearest: Tensor) -> None:
+        """Make a window's row that is above or below the map, beside which `nearest` lies."""
+
+    @abstractmethod
+    def _surround(self, padded: Tensor) -> None:
+        """Make what is beside and before [B, r, before + T, 1 + W + 1, C]."""
+
+    def unfold(self, window: Tensor) -> Tensor:
+        """See a window's rows by frames: [B, r, T + before, W + 2, C]."""
+        return split_frames(window, self.frames + self.before)
+
+
+class Repeated(FrameBorder):
+    """Every side repeats what is nearest, and the first frame has been there before."""
 
     def outside(self, window: Tensor, nearest: Tensor) -> None:
         """Repeat a row."""
         window.copy_(nearest)
 
-    def unfold(self, window: Tensor) -> Tensor:
-        """See a window's rows by frames: [B, r, T + before, W + 2, C]."""
-        return split_frames(window, self.frames + self.before)
+    def _surround(self, padded: Tensor) -> None:
+        padded[:, :, self.before :, :1] = padded[:, :, self.before :, 1:2]
+        padded[:, :, self.before :, -1:] = padded[:, :, self.before :, -2:-1]
+        padded[:, :, : self.before] = padded[:, :, self.before : self.before + 1]
+
+
+class Blank(FrameBorder):
+    """Zeros are all around, and were before the first frame."""
+
+    def outside(self, window: Tensor, nearest: Tensor) -> None:
+        """Write zeros."""
+        del nearest
+        window.zero_()
+
+    def _surround(self, padded: Tensor) -> None:
+        padded[:, :, self.before :, :1] = 0
+        padded[:, :, self.before :, -1:] = 0
+        padded[:, :, : self.before] = 0
 
 
 def split_frames(rows: Tensor, frames: int) -> Tensor:

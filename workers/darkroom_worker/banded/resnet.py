@@ -14,6 +14,7 @@ from itertools import chain
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .borders import Repeated
 from .convolution import ParityKernels, RowConvolution
 from .layers import Block, Convolution
 from .layout import to_channels_first, to_rows
@@ -173,7 +174,7 @@ def convolution(layer: Convolution, shape: MapShape) -> AnyConvolution:
     """Make the convolution of maps of a size by a layer."""
     if isinstance(layer, nn.Conv2d):
         return RowConvolution(layer, shape.pixels)
-    return VolumeConvolution(layer, shape.pixels, shape.frames)
+    return VolumeConvolution(layer, shape.pixels, Repeated(shape.frames, before=2))
 
 
 def resnet(x: Source, block: Block, kept: AnyMap, keep: int) -> Stored:

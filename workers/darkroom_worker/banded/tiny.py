@@ -68,7 +68,6 @@ class TinyDecoder:
     """Decodes as `AutoencoderTiny` does, to float rounding."""
 
     method: Final = EXACT_BANDED
-    modes: Final = (Mode.FAST,)
 
     def __init__(self, vae: Any) -> None:
         """Take a VAE.
@@ -84,6 +83,11 @@ class TinyDecoder:
         weight: Tensor = self._layers[0].weight  # type: ignore[assignment]
         self._dtype, self._kind = weight.dtype, devices.kind(weight.device)
         self._most: Callable[[Shape], int] = lru_cache(256)(self._count_most)
+
+    def modes(self, shape: Shape) -> tuple[Mode, ...]:
+        """Name the modes that differ: there is one."""
+        del shape
+        return (Mode.FAST,)
 
     def applies(self, shape: Shape) -> bool:
         """Tell whether latents of a shape are decoded so: always."""

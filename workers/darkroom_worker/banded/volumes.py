@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import winograd
-from .borders import Repeated, split_frames
+from .borders import Blank, FrameBorder, Repeated, split_frames
 from .convolution import bias_of, mixed, winograd_pays
 from .layers import Convolution
 
@@ -35,8 +35,8 @@ THIRDS: Final[Seen] = ((0,), (1,), (2,))
 class VolumeConvolution:
     """A causal 3 x 3 x 3 convolution of stride 1 whose windows bring what is outside."""
 
-    def __init__(self, layer: nn.Conv3d, pixels: int, frames: int) -> None:
-        self.border = Repeated(frames, before=2)
+    def __init__(self, layer: nn.Conv3d, pixels: int, border: FrameBorder) -> None:
+        self.border = border
         self._kernels, self._bias = _kernels(layer.weight), layer.bias
         self._winograd: winograd.WinogradRows | None = None
         if winograd_pays(layer, pixels):
@@ -58,7 +58,9 @@ class VolumeConvolution:
         return _convolve(volume, self._kernels, self._bias).flatten(2, 3)
 
 
-def _convolve_frames(border: Repeated, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _convolve_frames(
+    border: FrameBorder, rows: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
     """Convolve the frames and columns of each row of a window by itself, 3 x 3."""
     return _convolve(border.unfold(rows), (weight,), bias).flatten(2, 3)
 
@@ -78,7 +80,7 @@ class VolumeParityKernels:
     upper: tuple[Tensor, ...]
     lower: tuple[Tensor, ...]
     bias: Tensor
-    border: Repeated
+    border: FrameBorder
     doubles_frames: bool
 
     @classmethod
@@ -96,6 +98,15 @@ class VolumeParityKernels:
         upper, lower = (_merge(taps, rows, times, dtype) for rows in HALVES)
         border = Repeated(frames, before=1 if doubles_frames else 2)
         return cls(upper, lower, bias.to(dtype).repeat(2 * len(times)), border, doubles_frames)
+
+    @classmethod
+    def of_frames(cls, layer: nn.Conv2d, frames: int) -> VolumeParityKernels:
+        """Make them for a layer that sees each of so many doubled frames by itself, 3 x 3."""
+        taps = layer.weight.float().permute(2, 3, 0, 1).unsqueeze(1).contiguous()
+        dtype, alone = layer.weight.dtype, (((0,),),)
+        upper, lower = (_merge(taps, rows, alone, dtype) for rows in HALVES)
+        border = Blank(frames, before=0)
+        return cls(upper, lower, bias_of(layer).repeat(2), border, doubles_frames=False)
 
     def __call__(self, window: Tensor) -> Tensor:
         """Turn [B, n + 2, …, C] into [B, 2 n, T' 2 W, O]: first and last row are a margin."""
@@ -119,6 +130,29 @@ class VolumeParityKernels:
                 else:  # the first of two equal frames; the first of all comes only once
                     out[:, :, 1::2] = part_of_columns[:, :, 1:]
         return doubled.view(batch, 2 * rows, count * 2 * columns, channels)
+
+
+class FrameDoubling:
+    """A causal convolution of frames alone that makes two of each, but leaves the first as it is.
+
+    The first sees none of the others, and is seen by none: before the second there were zeros.
+    """
+
+    def __init__(self, layer: nn.Conv3d, frames: int) -> None:
+        self._kernels, self._bias, self._frames = _kernels(layer.weight), layer.bias, frames
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Turn [1, r, T W, C] into [1, r, (2 T - 1) W, C]."""
+        volume = split_frames(rows, self._frames)
+        _, height, frames, width, channels = volume.shape
+        if frames == 1:
+            return rows
+        before = volume.new_zeros(1, height, 2, width, channels)
+        made = _convolve(torch.cat((before, volume[:, :, 1:]), 2), self._kernels, self._bias)
+        doubled = volume.new_empty(1, height, 2 * frames - 1, width, channels)
+        doubled[:, :, 0] = volume[:, :, 0]
+        doubled[:, :, 1::2], doubled[:, :, 2::2] = torch.split(made, channels, -1)
+        return doubled.flatten(2, 3)
 
 
 def enter(z: Tensor, layer: nn.Conv3d) -> Tensor:

@@ -1,4 +1,4 @@
-"""Decoders that take one latent frame at a time: those of Wan and Qwen-Image.
+"""The decoders of Wan and Qwen-Image, as they are called: one latent frame after the other.
 
 All that ties a frame to those before it are causal convolutions, which see the last two frames of
 their input, and keep them. diffusers decodes so too, but joins what it has after every frame with
@@ -8,9 +8,7 @@ video lies in memory twice. Here each frame is written to its place in the one r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import torch
@@ -26,12 +24,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch import Tensor
 
-from darkroom_worker.banded import Mode
-from darkroom_worker.banded.decoder import nothing
 from darkroom_worker.banded.layers import is_patched
-from darkroom_worker.footprint import held_in_pieces, hollow
-
-from .protocol import EXACT_STREAMED
 
 STEADY: Final = 3
 """From so many latent frames on, every further one takes as much memory: all caches are full."""
@@ -59,17 +52,8 @@ class FrameStream:
     Beyond the result, the memory does not depend on the number of frames.
     """
 
-    method: Final = EXACT_STREAMED
-    modes: Final = (Mode.FAST,)
-
     def __init__(self, vae: Any) -> None:
-        """Take a VAE.
-
-        Raises:
-            ValueError: it is not known, or it would decode in tiles.
-        """
-        if not supports(vae):
-            raise ValueError(f"this {type(vae).__name__} is not known to decode frame by frame")
+        """Take a VAE that `supports` knows."""
         self._vae = vae
         modules = list(vae.decoder.modules())
         resamplers = [part for part in modules if isinstance(part, WanResample | QwenImageResample)]
@@ -80,64 +64,37 @@ class FrameStream:
             isinstance(part, WanCausalConv3d | QwenImageCausalConv3d) for part in modules
         )
         self._layers = sum(not any(part.children()) for part in modules)
-        weight: Tensor = vae.decoder.conv_in.weight
-        self._dtype, self._device = weight.dtype, weight.device
-        self._most: Callable[[Shape], int] = lru_cache(256)(self._count_most)
 
-    def applies(self, shape: Shape) -> bool:
-        """Tell whether latents of a shape are decoded so: always."""
-        del shape
-        return True
+    def size(self, shape: Shape) -> Shape:
+        """Tell the size [B, 3, F, H, W] of the videos of latents of a shape [B, C, T, h, w]."""
+        batch, _, frames, height, width = shape
+        channels: int = self._vae.decoder.conv_out.out_channels // self._patch**2
+        count = 1 + self._time * (frames - 1)
+        return (batch, channels, count, height * self._space, width * self._space)
 
-    def is_faster(self, shape: Shape) -> bool:
-        """Tell whether this is faster than a decode in one piece: it does less, never more."""
-        del shape
-        return True
-
-    @torch.inference_mode()
-    def decode(
-        self, z: Tensor, mode: Mode = Mode.FAST, on_step: Callable[[], None] = nothing
-    ) -> Tensor:
-        """Decode latents as `vae.decode` takes them.
-
-        Args:
-            z: [B, C, T, h, w], in the dtype and on the device of the weights.
-            mode: has no effect: the least memory is that of the fastest way.
-            on_step: called before each latent frame. What it raises ends the decode.
-
-        Returns:
-            A video for each: [B, 3, 1 + f (T - 1), H, W], where f is 4 for Wan.
-        """
-        del mode
-        video = z.new_empty(self._result(tuple(z.shape)))
+    def decode(self, z: Tensor, on_step: Callable[[], None], out: Tensor) -> None:
+        """Decode latents [B, C, T, h, w] into videos [B, 3, F, H, W]."""
         kept: list[Any] = [None] * self._convolutions
         done = 0
         for index, latent in enumerate(torch.split(self._vae.post_quant_conv(z), 1, dim=2)):
             on_step()
             frames = self._decode_frame(latent, kept, first=index == 0)
-            video[:, :, done : done + frames.shape[2]] = frames
+            out[:, :, done : done + frames.shape[2]] = frames
             done += frames.shape[2]
-        return video
 
-    def steps(self, shape: Shape, mode: Mode = Mode.FAST) -> int:
-        """Count the steps for latents of a shape [B, C, T, h, w].
-
-        Each frame is one, and each layer in it, for the layers are called, and tell whoever listens
-        to them.
-        """
-        del mode
+    def steps(self, shape: Shape) -> int:
+        """Count the steps for latents of a shape: each frame, and each layer in it."""
         return shape[2] * (1 + self._layers)
 
-    def predicted_bytes(self, shape: Shape, mode: Mode = Mode.FAST) -> int:
-        """Predict the peak of memory beyond the weights for latents [B, C, T, h, w].
+    def steady(self, shape: Shape) -> Shape:
+        """Give the latents of the first frames: those that follow take as much memory."""
+        batch, channels, frames, *sides = shape
+        return (batch, channels, min(frames, STEADY), *sides)
 
-        The videos are counted in, the latents are not.
-        """
-        del mode
-        batch, channels, frames, height, width = shape
-        few = (batch, channels, min(frames, STEADY), height, width)
-        more = math.prod(self._result(shape)) - math.prod(self._result(few))
-        return self._most(few) + more * self._dtype.itemsize
+    def kept_bytes(self, shape: Shape) -> int:
+        """Count the bytes that grow with the frames, beside the result: none do."""
+        del shape
+        return 0
 
     def _decode_frame(self, latent: Tensor, kept: list[Any], *, first: bool) -> Tensor:
         """Decode [B, C, 1, h, w] after what is kept of the frames before, and keep its own."""
@@ -146,16 +103,3 @@ class FrameStream:
         if self._patch > 1:
             frames = unpatchify(frames, self._patch)
         return frames.clamp_(-1, 1)
-
-    def _result(self, shape: Shape) -> Shape:
-        batch, _, frames, height, width = shape
-        channels: int = self._vae.decoder.conv_out.out_channels // self._patch**2
-        count = 1 + self._time * (frames - 1)
-        return (batch, channels, count, height * self._space, width * self._space)
-
-    def _count_most(self, shape: Shape) -> int:
-        return held_in_pieces(self._hollow.decode, shape, self._dtype, self._device.type)
-
-    @cached_property
-    def _hollow(self) -> FrameStream:
-        return FrameStream(hollow(self._vae))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from enum import StrEnum
+from typing import Final, Protocol, TypeVar
 
 from torch import Tensor
 
-from darkroom_worker.banded import Mode
-
 EXACT_STREAMED: Final = "exact-streamed"
 
+ModeT = TypeVar("ModeT", bound=StrEnum)
 
-class ExactDecoder(Protocol):
+
+class ExactDecoder(Protocol[ModeT]):
     """Decodes as `vae.decode` does, in another order. `BandedDecoder` and `TinyDecoder` do too."""
 
     @property
@@ -20,9 +21,8 @@ class ExactDecoder(Protocol):
         """Its name in the provenance of a job."""
         ...
 
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """The modes that differ, the fastest first."""
+    def modes(self, shape: tuple[int, ...]) -> tuple[ModeT, ...]:
+        """Name the modes that differ for latents of a shape, the best first."""
         ...
 
     def applies(self, shape: tuple[int, ...]) -> bool:
@@ -33,14 +33,14 @@ class ExactDecoder(Protocol):
         """Tell whether it is faster than a decode in one piece."""
         ...
 
-    def decode(self, z: Tensor, mode: Mode, on_step: Callable[[], None]) -> Tensor:
+    def decode(self, z: Tensor, mode: ModeT, on_step: Callable[[], None]) -> Tensor:
         """Decode latents."""
         ...
 
-    def steps(self, shape: tuple[int, ...], mode: Mode) -> int:
+    def steps(self, shape: tuple[int, ...], mode: ModeT) -> int:
         """Count the steps of a decode."""
         ...
 
-    def predicted_bytes(self, shape: tuple[int, ...], mode: Mode) -> int:
+    def predicted_bytes(self, shape: tuple[int, ...], mode: ModeT) -> int:
         """Predict the peak of memory beyond the weights, with the result."""
         ...
