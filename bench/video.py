@@ -51,17 +51,24 @@ MODELS = {
     "hunyuan": Model("HunyuanVideo", AutoencoderKLHunyuanVideo, (WHOLE, TILES, *BANDS)),
 }
 
-WORK = {"wan": (128, (5, 17, 33)), "hunyuan": (128, (5, 17, 33))}
-"""For each model the side of its frames in pixels, and how many."""
+Work = tuple[str, int, int]
+"""A model, the side of its frames in pixels, and how many."""
+
+WORK: tuple[Work, ...] = (
+    *(("wan", 128, count) for count in (5, 17, 33)),
+    ("wan", 256, 9),
+    *(("hunyuan", 128, count) for count in (5, 17, 33)),
+)
+QUICK: tuple[Work, ...] = tuple((model, 32, 5) for model in MODELS)
 
 
 def run(*, quick: bool) -> dict[str, Any]:
-    """Measure; quickly only the smallest videos."""
-    work = dict.fromkeys(WORK, (32, (5,))) if quick else WORK
-    return {
-        model: {"side": side, "frames": {str(count): _ways(model, side, count) for count in frames}}
-        for model, (side, frames) in work.items()
-    }
+    """Measure; quickly only small videos."""
+    videos = [
+        {"model": model, "side": side, "frames": count, "ways": _ways(model, side, count)}
+        for model, side, count in (QUICK if quick else WORK)
+    ]
+    return {"videos": videos}
 
 
 def _ways(model: str, side: int, frames: int) -> dict[str, Any]:
@@ -131,14 +138,11 @@ def table(result: Mapping[str, Any]) -> str:
         "| | CPU time | time | peak memory | predicted | worst difference, in deviations |",
         "|---|---|---|---|---|---|",
     ]
-    for model, found in result.items():
-        if model not in MODELS:
-            continue
-        side = found["side"]
-        for count, ways in found["frames"].items():
-            for way, row in ways.items():
-                work = f"{MODELS[model].title}, {count} frames of {side} x {side}, {way}"
-                lines.append(_row(work, row, ways[WHOLE]))
+    for video in result["videos"]:
+        title, side = MODELS[video["model"]].title, video["side"]
+        for way, row in video["ways"].items():
+            work = f"{title}, {video['frames']} frames of {side} x {side}, {way}"
+            lines.append(_row(work, row, video["ways"][WHOLE]))
     return "\n".join(lines)
 
 

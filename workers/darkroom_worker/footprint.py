@@ -27,6 +27,11 @@ HEAP_BYTES = 40 << 20
 
 CONVOLUTIONS = ("conv2d", "conv3d", "convolution")
 
+OVERWRITING = frozenset(
+    ("add_", "clamp_", "clamp_min_", "copy_", "div_", "fill_", "mul_", "relu_", "silu_", "zero_")
+)
+"""What writes into a tensor that is there, of its own shape."""
+
 _log = get_logger("worker.footprint")
 
 
@@ -57,6 +62,9 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Carry out an operation, and count what it makes."""
         del types
+        written = _written(func.overloadpacket.__name__, args, kwargs or {})
+        if written is not None and written.is_meta:
+            return written  # PyTorch would take most of the time to find that nothing is to be done
         made = func(*args, **(kwargs or {}))
         for tensor in tree_iter(made):
             if isinstance(tensor, Tensor):
@@ -88,6 +96,12 @@ class Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _pool(self, size: int) -> _Pool:
         return self._small if self._on_cpu and size < heap.LARGE else self._large
+
+
+def _written(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Give the tensor that an operation writes to instead of making one."""
+    written: Tensor | None = args[0] if name in OVERWRITING else kwargs.get("out")
+    return written
 
 
 class _Pool:

@@ -114,9 +114,9 @@ class Blank(FrameBorder):
         window.zero_()
 
     def _surround(self, padded: Tensor) -> None:
-        padded[:, :, self.before :, :1] = 0
-        padded[:, :, self.before :, -1:] = 0
-        padded[:, :, : self.before] = 0
+        padded[:, :, self.before :, :1].zero_()
+        padded[:, :, self.before :, -1:].zero_()
+        padded[:, :, : self.before].zero_()
 
 
 def split_frames(rows: Tensor, frames: int) -> Tensor:
