@@ -67,6 +67,7 @@ def _run(stack: Stack, supervisor: Supervisor) -> None:
         return
     addresses = {
         "api": stack.api_url,
+        "page": f"{stack.api_url}/",
         "docs": f"{stack.api_url}/docs",
         "s3": stack.s3_url,
         "redis": stack.redis_url,

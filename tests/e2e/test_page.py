@@ -111,6 +111,26 @@ def test_files_become_pictures(page: Page, installation: Deployment, tmp_path: P
     eventually(lambda: width(one.get_by_role("img")) == 128)
 
 
+def test_what_is_chosen_meanwhile_stays(page: Page, intake: Deployment, tmp_path: Path) -> None:
+    """While files are under way others can be chosen; neither they nor new options touch those."""
+    open_page(page, intake)
+    held: list[Route] = []
+    page.route(
+        "**/v1/jobs?*",
+        lambda route: held.append(route) if route.request.method == "POST" else route.continue_(),
+    )
+    with page.expect_request(lambda request: request.method == "POST"):
+        submit(page, latents_file(tmp_path, "first.safetensors", 1, 4, 8, 8))
+    second = latents_file(tmp_path, "second.safetensors", 1, 4, 8, 8)
+    page.get_by_label("Drop latents here").set_input_files(second)
+    page.get_by_label(re.compile("^Priority")).select_option("batch")
+    held[0].continue_()
+    expect(page.get_by_text("1 of 1 accepted")).to_be_visible()
+    expect(page.locator("#drop")).to_contain_text("second.safetensors")
+    job_id = card(page, "first.safetensors").get_attribute("data-id")
+    assert httpx.get(f"{intake.api_url}/v1/jobs/{job_id}").json()["priority"] == "normal"
+
+
 def test_files_can_be_dropped(page: Page, installation: Deployment) -> None:
     """Files that are dropped are chosen, and the page tells their names."""
     open_page(page, installation)

@@ -17,10 +17,10 @@ from torch.nn import functional
 from darkroom_infra.catalog import VaeEntry
 from darkroom_wire.jobs import JobOptions
 from darkroom_worker.banded import BandedDecoder, Mode, convolution, devices, maps, supports
+from darkroom_worker.banded.decoder import VIDEO_HEAP_BYTES
 from darkroom_worker.banded.volumes import VolumeParityKernels
 from darkroom_worker.cache import VaeCache
 from darkroom_worker.engine import Engine
-from darkroom_worker.footprint import HEAP_BYTES
 from darkroom_worker.loading import load, locate
 from darkroom_worker.requests import DeviceRequest
 
@@ -262,7 +262,7 @@ def test_memory_is_predicted(
     )
     monkeypatch.setattr(maps, "reserves_ahead", lambda _: False)
     peak = peak_bytes(lambda: decoder.decode(z, mode))
-    predicted = decoder.predicted_bytes(tuple(z.shape), mode) - HEAP_BYTES
+    predicted = decoder.predicted_bytes(tuple(z.shape), mode) - VIDEO_HEAP_BYTES
     assert predicted == pytest.approx(peak, rel=0.15)
 
 

@@ -104,10 +104,12 @@ class Card {
   #picture(job) {
     this.#pictured = true;
     const pictures = job.outputs.slice(0, SHOWN_PICTURES).map((output, index) => {
+      const words = `${job.vae}, ${index + 1} of ${job.outputs.length}`;
+      const shown = view(output, words, () => fromService(job.id, index));
+      if (shown instanceof HTMLVideoElement) return shown; // it has controls of its own
       const link = document.createElement("a");
       Object.assign(link, { href: output.url, target: "_blank", rel: "noopener" });
-      link.append(view(output, `${job.vae}, ${index + 1} of ${job.outputs.length}`, () =>
-        fromService(job.id, index)));
+      link.append(shown);
       return link;
     });
     const place = this.#find(".pictures");

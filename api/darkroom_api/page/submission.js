@@ -66,29 +66,33 @@ export class Submission {
   async #send() {
     const { files, vae } = this.#form.elements;
     const button = this.#form.querySelector("button[type=submit]");
-    const waiting = Array.from(files.files);
+    const [waiting, options] = [Array.from(files.files), this.#options()];
     const total = waiting.length;
+    // At once, so that what is chosen meanwhile stays.
+    files.value = "";
+    files.dispatchEvent(new Event("change"));
     localStorage.setItem("darkroom.vae", vae.value);
     this.#refused.replaceChildren();
     button.disabled = true;
     let accepted = 0;
     const work = async () => {
       for (let file = waiting.shift(); file; file = waiting.shift()) {
-        if (await this.#sendOne(file)) accepted += 1;
+        if (await this.#sendOne(file, options)) accepted += 1;
         this.#progress.textContent = `${accepted} of ${total} accepted`;
       }
     };
-    await Promise.all(Array.from({ length: AT_ONCE }, work));
-    button.disabled = false;
-    if (accepted < total) return;
-    files.value = "";
-    files.dispatchEvent(new Event("change"));
+    try {
+      await Promise.all(Array.from({ length: AT_ONCE }, work));
+    } finally {
+      button.disabled = false;
+    }
   }
 
   /** Submit one file; tell whether it was accepted. */
-  async #sendOne(file) {
+  async #sendOne(file, options) {
+    const metadata = JSON.stringify({ file: file.name });
     try {
-      await submit(file, this.#options(file));
+      await submit(file, new URLSearchParams({ ...options, metadata }));
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       const line = document.createElement("li");
@@ -101,12 +105,9 @@ export class Submission {
     return true;
   }
 
-  #options(file) {
+  #options() {
     const given = new FormData(this.#form);
     given.delete("files");
-    const options = new URLSearchParams();
-    for (const [name, value] of given) if (value !== "") options.set(name, value);
-    options.set("metadata", JSON.stringify({ file: file.name }));
-    return options;
+    return Object.fromEntries(Array.from(given).filter(([, value]) => value !== ""));
   }
 }

@@ -32,6 +32,9 @@ FASTER_BYTES = heap.LARGE
 TRIM_PIXELS = 1 << 16
 """From so many on, a block takes longer than the heap takes to be trimmed, by a hundred times."""
 
+VIDEO_HEAP_BYTES = 180 << 20
+"""`HEAP_BYTES` for videos, measured for HunyuanVideo: a row of all frames makes large bands."""
+
 EXACT_BANDED: Final = "exact-banded"
 """The method's name in the provenance of a job."""
 
@@ -120,7 +123,8 @@ class BandedDecoder:
         layers, largest = self._structure, self._groups(shape)[0]
         *_, pictures = grids_of(layers, replace(largest, batch=shape[0]))
         kept = working_bytes(layers, plan(layers, largest, mode), largest)
-        spent = HEAP_BYTES if self._kind == "cpu" else 0
+        spent = VIDEO_HEAP_BYTES if layers.is_video else HEAP_BYTES
+        spent = spent if self._kind == "cpu" else 0
         return pictures.bytes(layers.conv_out.out_channels) + kept + spent
 
     def _at_once(self, batch: int) -> int:
