@@ -22,7 +22,7 @@ from darkroom_infra.telemetry import get_logger
 from darkroom_wire import problems
 
 from . import errors
-from .headers import CommonHeaders
+from .common_headers import CommonHeaders
 from .metrics import HttpMetrics
 from .routes import batches, deliveries, events, hf, jobs, page, service, uploads, vaes
 from .services import Services

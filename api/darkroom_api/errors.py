@@ -25,11 +25,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from darkroom_infra.records import RecordsUnavailableError
+from darkroom_infra.records import RecordsFullError, RecordsUnavailableError
 from darkroom_infra.store import StoreError
 from darkroom_infra.telemetry import get_logger
 from darkroom_wire import problems
 from darkroom_wire.problems import FieldError, Problem
+
+from .common_headers import noted_headers
 
 RETRY_AFTER_SECONDS = 2
 
@@ -216,10 +218,19 @@ async def _answer_disconnected(request: Request, error: Exception) -> Response:
 
 async def _answer_unavailable(request: Request, error: Exception) -> Response:
     _log.warning("api.unavailable", path=request.url.path, error=str(error))
-    part = "the job records" if isinstance(error, RecordsUnavailableError) else "the object store"
-    return _problem(request, UnavailableError(f"{part} cannot be reached now; try again"))
+    if isinstance(error, RecordsFullError):
+        detail = "the job records have no room for more now"
+    elif isinstance(error, RecordsUnavailableError):
+        detail = "the job records cannot be reached now"
+    else:
+        detail = "the object store cannot be reached now"
+    return _problem(request, UnavailableError(f"{detail}; try again"))
 
 
 async def _answer_defect(request: Request, error: Exception) -> Response:
-    _log.error("api.defect", path=request.url.path, exc_info=error)
-    return _problem(request, ApiError("a defect in the service; it was logged"))
+    # This answer is made outside of everything else, `CommonHeaders` too.
+    noted = noted_headers(request)
+    _log.error("api.defect", path=request.url.path, exc_info=error, **noted)
+    answer = _problem(request, ApiError("a defect in the service; it was logged"))
+    answer.headers.update(noted)
+    return answer

@@ -1,14 +1,8 @@
-"""The headers of a submission, `Prefer` and `Idempotency-Key`, and those of answers."""
+"""The headers of a submission: `Prefer` and `Idempotency-Key`, and those of its answer."""
 
 from __future__ import annotations
 
 import re
-import uuid
-from collections.abc import Mapping
-
-from fastapi import Request
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom_wire.problems import FieldError
 
@@ -17,10 +11,6 @@ from .errors import MalformedRequestError
 MAX_WAIT_SECONDS = 60
 MAX_KEY_LENGTH = 255
 
-NOTED = "darkroom.headers"
-"""Where a request's scope has what is noted for its answer."""
-
-_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,6})\"?")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -51,38 +41,6 @@ def submitted(location: str, wait: int | None, *, finished: bool) -> tuple[int, 
     if not finished:
         headers["Retry-After"] = "1"
     return 200 if finished and wait is not None else 202, headers
-
-
-def note_headers(request: Request, headers: Mapping[str, str]) -> None:
-    """Have the answer to a request carry these headers, whatever it will be."""
-    request.scope.setdefault(NOTED, {}).update(headers)
-
-
-class CommonHeaders:
-    """Gives every answer its `X-Request-Id`, and what was noted for it.
-
-    The id is the caller's, where it is sane, else a new one.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, and add to what is answered."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers.update(scope.get(NOTED, {}))
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
 
 
 def idempotency_key(header: str | None) -> str:

@@ -14,8 +14,8 @@ from fastapi import Depends, Request
 from darkroom_infra.records import transitions
 
 from .auth import AddressOwner, Owner
+from .common_headers import note_headers
 from .errors import RateLimitedError
-from .headers import note_headers
 from .services import Services, ServicesDependency
 
 POLICY = '"submissions"'

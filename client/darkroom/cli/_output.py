@@ -50,4 +50,5 @@ def _detail(job: Job) -> str:
         return "" if job.queue_position is None else f"position {job.queue_position}"
     if job.status is Status.RUNNING:
         return f"{job.progress:.0%}"
-    return f"{len(job.outputs)} outputs" if job.outputs else ""
+    count = len(job.outputs)
+    return f"{count} output{'s' * (count > 1)}" if count else ""

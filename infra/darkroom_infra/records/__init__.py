@@ -1,7 +1,13 @@
 """The job records in Redis: every step of a job's life is one Lua script."""
 
 from . import transitions
-from .client import AsyncRecordsClient, RecordsClient, RecordsError, RecordsUnavailableError
+from .client import (
+    AsyncRecordsClient,
+    RecordsClient,
+    RecordsError,
+    RecordsFullError,
+    RecordsUnavailableError,
+)
 from .model import (
     BATCH_COMPLETED,
     JOB_EVENTS,
@@ -30,6 +36,7 @@ __all__ = [
     "Manifest",
     "RecordsClient",
     "RecordsError",
+    "RecordsFullError",
     "RecordsUnavailableError",
     "Rendering",
     "State",

@@ -1,7 +1,8 @@
 """Carries calls out on Redis, from threads or from an event loop.
 
 RecordsError
-├── RecordsUnavailableError   Redis is away, full or not ready: try again later
+├── RecordsUnavailableError   Redis is away or not ready: try again later
+│   └── RecordsFullError      it has no memory left for new jobs
 └── (anything else is a defect, and comes as redis-py raises it)
 """
 
@@ -48,7 +49,6 @@ _UNAVAILABLE = (
     RedisConnectionError,
     RedisTimeoutError,
     BusyLoadingError,
-    OutOfMemoryError,
     ReadOnlyError,
 )
 
@@ -58,13 +58,19 @@ class RecordsError(Exception):
 
 
 class RecordsUnavailableError(RecordsError):
-    """Redis is away, full or not ready. Nothing is known of the call that failed."""
+    """Redis is away or not ready. Nothing is known of the call that failed."""
+
+
+class RecordsFullError(RecordsUnavailableError):
+    """Redis is at its `maxmemory`: what was to be written is not there."""
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
+    except OutOfMemoryError as error:
+        raise RecordsFullError(str(error)) from error
     except _UNAVAILABLE as error:
         raise RecordsUnavailableError(str(error)) from error
 
