@@ -23,7 +23,7 @@ from .rows import RowStream
 ROWS_PIXELS = 1 << 16
 """From so many pixels of all frames on rows come first on a CPU; fewer are left to the last bit."""
 
-HOLES = 1.2
+HOLES = 1.3
 """Measured: so much more the bands of rows take in the C library's heap than they have bytes."""
 
 Shape = tuple[int, ...]
