@@ -269,5 +269,9 @@ def test_the_page_is_closed_to_others(intake: Deployment) -> None:
     assert (
         httpx.get(intake.api_url + "/page/style.css").headers["content-type"].startswith("text/css")
     )
+    script = httpx.get(intake.api_url + "/page/main.js")
+    assert answer.headers["cache-control"] == script.headers["cache-control"] == "no-cache"
+    unchanged = {"If-None-Match": script.headers["etag"]}
+    assert httpx.get(intake.api_url + "/page/main.js", headers=unchanged).status_code == 304
     for path in ("/page/", "/page/none.js", "/page/../app.py", "/page/%2e%2e/app.py"):
         assert httpx.get(intake.api_url + path).status_code == 404

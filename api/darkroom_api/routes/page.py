@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
@@ -15,8 +15,20 @@ from darkroom_infra.settings import Settings
 
 PAGE: Final = Path(__file__).parents[1] / "page"
 
+# What the browser has is asked about each time: the page must fit the service after an upgrade.
+HEADERS: Final = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+
+
+class _Files(StaticFiles):
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Answer with a file, or say that it has not changed."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(HEADERS)
+        return response
+
+
 router = APIRouter(include_in_schema=False)
-router.mount("/page", StaticFiles(directory=PAGE))
+router.mount("/page", _Files(directory=PAGE))
 
 
 @router.get("/")
@@ -26,9 +38,8 @@ async def page(services: ServicesDependency) -> Response:
         PAGE / "index.html",
         headers={
             "Content-Security-Policy": content_security_policy(services.settings),
-            "Cache-Control": "no-cache",
             "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
+            **HEADERS,
         },
     )
 

@@ -6,7 +6,7 @@
 local owner, most, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time, each = now(), window / most
 local whole_at = math.max(tonumber(redis.call('GET', key('pace:') .. owner) or time), time)
-local left = math.floor((window - (whole_at - time)) / each + 1e-6)
+local left = math.max(0, math.floor((window - (whole_at - time)) / each + 1e-6))
 local taken = 0
 if left >= 1 then
   taken, left, whole_at = 1, left - 1, whole_at + each
