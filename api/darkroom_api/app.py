@@ -57,6 +57,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     app.add_middleware(metrics.measured)
     for part in (jobs, uploads, batches, deliveries, events, vaes, hf, service, page):
         app.include_router(part.router)
+    app.mount("/page", page.PageFiles())
     return app
 
 

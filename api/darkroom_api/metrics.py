@@ -118,7 +118,10 @@ class Exposition(Collector):
 
     def encode(self, accept: str) -> tuple[bytes, str]:
         """Write it in the format that the caller accepts, and name the content type."""
-        encoder, content_type = exposition.choose_encoder(accept)
+        try:
+            encoder, content_type = exposition.choose_encoder(accept)
+        except TypeError:  # it compares versions that are no numbers, quoted ones too, with numbers
+            encoder, content_type = exposition.choose_encoder("")
         return encoder(self), content_type
 
 

@@ -106,6 +106,15 @@ def test_openmetrics_for_whom_asks(accepting: httpx.Client) -> None:
     assert {"darkroom_workers", "darkroom_jobs_accepted", "darkroom_http_requests"} <= names
 
 
+@pytest.mark.parametrize(
+    "accept",
+    ['application/openmetrics-text; version="1.0.0"', "text/plain;version=abc", "*/*", ""],
+)
+def test_any_accept_is_answered(accepting: httpx.Client, accept: str) -> None:
+    """Whatever a caller accepts, there is an answer."""
+    assert accepting.get("/metrics", headers={"Accept": accept}).status_code == 200
+
+
 def test_a_key_is_needed(servers: Servers, tmp_path: Path) -> None:
     """Where keys are set the figures are for those who have one; Prometheus can be given one."""
     with servers.deploy(tmp_path, api_keys="prometheus:sesame") as deployment:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from darkroom import Client
+from darkroom_infra.records import RecordsClient, transitions
 from tests.conftest import Deployment, Servers, make_latents
 from tests.contract.conftest import RAW, SAFETENSORS
 
@@ -105,10 +108,24 @@ def test_strangers_are_not_counted(paced: Deployment) -> None:
 
 def test_the_client_waits_its_turn(servers: Servers, tmp_path: Path) -> None:
     """The Python client comes again when it may: all is submitted, and nothing twice."""
-    with servers.deploy(tmp_path, rate_limit="2/2") as deployment:
+    with servers.deploy(tmp_path, rate_limit="2/8") as deployment:
         deployment.start_api()
         with Client(deployment.api_url) as client:
             jobs = [client.submit(LATENTS, vae="demo") for _ in range(4)]
         with deployment.client() as raw:
             listed = [job["id"] for job in raw.get("/v1/jobs").json()["results"]]
+            assert 'route="/v1/jobs",status="429"' in raw.get("/metrics").text
     assert listed == [job.id for job in reversed(jobs)]
+
+
+def test_another_limit_counts_from_its_start(servers: Servers) -> None:
+    """A limit that was changed leaves nobody out for longer than its window; one may be high."""
+    records = RecordsClient(servers.stack.redis_url, prefix=f"{uuid4()}:")
+    day, minute, second = timedelta(days=1), timedelta(minutes=1), timedelta(seconds=1)
+    for _ in range(50):
+        records.run(transitions.pace("anna", 100, day))
+    turn = records.run(transitions.pace("anna", 100, minute))
+    assert turn.whole_in <= minute
+    assert turn.next_in <= minute / 100 + timedelta(milliseconds=1)
+    assert records.run(transitions.pace("ben", 100_000_000, second)).taken
+    records.close()

@@ -236,6 +236,19 @@ def test_a_service_that_goes_and_comes(page: Page, intake: Deployment) -> None:
     expect(page.get_by_text("The service does not answer.")).to_be_visible()
     page.unroute("**/v1/**")
     expect(page.get_by_text("The service does not answer.")).to_be_hidden()
+    broken = {"status": 200, "content_type": "application/json", "body": '{"results": ['}
+    page.route("**/v1/**", lambda route: route.fulfill(**broken))
+    expect(page.get_by_text("The service does not answer.")).to_be_visible()
+    page.unroute("**/v1/**")
+    expect(page.get_by_text("The service does not answer.")).to_be_hidden()
+
+
+def test_a_store_that_is_away(page: Page, intake: Deployment) -> None:
+    """While the service is not ready the page says so, and shows what it can."""
+    page.route("**/readyz", lambda route: route.fulfill(status=503, body="{}"))
+    open_page(page, intake)
+    expect(page.get_by_text("A part of the service cannot be reached")).to_be_visible()
+    expect(page.locator("[data-figure=workers]")).to_have_text("0")
 
 
 def test_a_key_is_asked_for(page: Page, servers: Servers, tmp_path: Path, browser: Browser) -> None:
@@ -251,6 +264,7 @@ def test_a_key_is_asked_for(page: Page, servers: Servers, tmp_path: Path, browse
         expect(dialog).to_be_hidden()
         expect(page.get_by_text("No jobs.")).to_be_visible()
         submit(page, latents_file(tmp_path, "mine.safetensors", 1, 4, 8, 8))
+        expect(page.get_by_text("1 of 1 accepted")).to_be_visible()
         page.reload()
         expect(card(page, "mine.safetensors")).to_be_visible()
         page.get_by_role("button", name="Forget the key").click()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,21 @@ def tensor_bytes(run: Callable[[], object]) -> int:
     with torch.inference_mode(), footprint:
         run()
     return footprint.peak
+
+
+class StopError(Exception):
+    """What ends a decode in these tests."""
+
+
+def stopping_after(steps: int) -> Callable[[], None]:
+    """Make what ends a decode at the step after so many."""
+    left = iter(range(steps))
+
+    def step() -> None:
+        if next(left, None) is None:
+            raise StopError
+
+    return step
 
 
 @pytest.fixture(scope="module", params=FRAMEWISE)
@@ -118,22 +133,13 @@ def test_a_prediction_computes_nothing(framewise: Any) -> None:
 def test_a_decode_can_be_abandoned_at_any_frame(framewise: Any) -> None:
     """What `on_step` raises comes out; nothing is kept, and the next decode is as good as ever."""
 
-    class StopError(Exception):
-        pass
-
     decoder = StreamedDecoder(framewise)
     z = latents(framewise, 1, 4, 3, 2)
     expected = whole(framewise, z)
     kept = list(framewise._feat_map)
     for stop in range(4):
-        left = iter(range(stop))
-
-        def step(left: Iterator[int] = left) -> None:
-            if next(left, None) is None:
-                raise StopError
-
         with pytest.raises(StopError):
-            decoder.decode(z, on_step=step)
+            decoder.decode(z, on_step=stopping_after(stop))
         assert framewise._feat_map == kept
         assert torch.equal(decoder.decode(z), expected)
 
@@ -285,11 +291,10 @@ def test_rows_can_be_abandoned_anywhere(framewise: Any) -> None:
     decoder = StreamedDecoder(framewise)
     z = latents(framewise, 1, 3, 2, 2)
     expected = decoder.decode(z, Order.ROWS)
-    count = 3 + expected.shape[3]
+    count = 3 + 1 + expected.shape[3]
     for stop in range(count):
-        left = iter(range(stop))
-        with pytest.raises(StopIteration):
-            decoder.decode(z, Order.ROWS, lambda left=left: next(left))
+        with pytest.raises(StopError):
+            decoder.decode(z, Order.ROWS, stopping_after(stop))
     told: list[None] = []
     assert torch.equal(decoder.decode(z, Order.ROWS, lambda: told.append(None)), expected)
     assert len(told) == count

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from darkroom_infra.memory import MemoryNeed, gigabytes
 
@@ -83,7 +84,10 @@ def _modes(vae: LoadedVae, shape: Shape, *, scarce: bool) -> tuple[StrEnum | Non
     exact = vae.exact
     if exact is None or not exact.applies(shape):
         return (None,)
-    if scarce or exact.is_faster(shape):
+    if scarce:
+        one = (1, *shape[1:])
+        return tuple(sorted(exact.modes(one), key=partial(exact.predicted_bytes, one)))
+    if exact.is_faster(shape):
         return exact.modes(shape)
     return (None, *exact.modes(shape))
 

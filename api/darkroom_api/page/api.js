@@ -19,26 +19,30 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-/** Make one call; give the response, or throw a Refusal. */
-export async function call(path, { headers = {}, ...options } = {}) {
+/** Make one call; give the body, read as `as` says, or throw a Refusal. */
+export async function call(path, { as = "text", headers = {}, ...options } = {}) {
   const known = key.read();
   const credentials = known ? { Authorization: `Bearer ${known}` } : {};
-  let response;
   try {
-    response = await fetch(path, { ...options, headers: { ...credentials, ...headers } });
-  } catch {
-    // Nothing answers, or the key has characters that no header can carry.
+    const response = await fetch(path, { ...options, headers: { ...credentials, ...headers } });
+    if (response.ok) return await response[as]();
+    throw await refusal(response);
+  } catch (error) {
+    if (error instanceof Refusal) throw error;
+    // Nothing answers or the answer broke off; or the key has characters that no header can carry.
     throw new Refusal(0, "The service does not answer.");
   }
-  if (response.ok) return response;
+}
+
+export const read = (path) => call(path, { as: "json" });
+
+async function refusal(response) {
   const type = response.headers.get("Content-Type") ?? "";
   const detail = type.startsWith("application/problem+json")
     ? (await response.json()).detail
     : `${response.status} ${response.statusText}`;
-  throw new Refusal(response.status, detail, Number(response.headers.get("Retry-After")));
+  return new Refusal(response.status, detail, Number(response.headers.get("Retry-After")));
 }
-
-export const read = async (path) => (await call(path)).json();
 
 /**
  * Submit one file. Where the service says "later" this waits and tries again, under one key, so
@@ -52,7 +56,7 @@ export async function submit(file, options) {
   };
   for (let attempt = 1; ; attempt += 1) {
     try {
-      return await (await call(`v1/jobs?${options}`, request)).json();
+      return await call(`v1/jobs?${options}`, { as: "json", ...request });
     } catch (error) {
       const later = error instanceof Refusal && [0, 429, 503].includes(error.status);
       if (!later || attempt === PATIENCE) throw error;

@@ -25,6 +25,7 @@ export class JobList {
     const shown = new Set(jobs.map((job) => job.id));
     for (const [id, card] of this.#cards) {
       if (!shown.has(id)) {
+        card.clear();
         card.element.remove();
         this.#cards.delete(id);
       }
@@ -83,7 +84,10 @@ class Card {
   }
 
   show(job) {
-    // Links are signed anew each time: they are no change.
+    // Links are signed anew each time, for an hour: they are no change, but the old ones end.
+    for (const link of this.element.querySelectorAll("[data-output]")) {
+      link.href = job.outputs[link.dataset.output]?.url ?? link.href;
+    }
     const facts = JSON.stringify({ ...job, outputs: job.outputs.length });
     if (facts === this.#shown) return;
     this.#shown = facts;
@@ -98,7 +102,14 @@ class Card {
     this.#find(".cancel").hidden = !unfinished;
     this.#write("pre", JSON.stringify(job, null, 2));
     if (job.status === "succeeded" && !this.#pictured) this.#picture(job);
-    if (job.status !== "succeeded") this.#find(".pictures").replaceChildren();
+    if (job.status !== "succeeded") this.clear();
+  }
+
+  /** Let go of the pictures. */
+  clear() {
+    const place = this.#find(".pictures");
+    for (const { src } of place.querySelectorAll("[src^='blob:']")) URL.revokeObjectURL(src);
+    place.replaceChildren();
   }
 
   #picture(job) {
@@ -109,6 +120,7 @@ class Card {
       if (shown instanceof HTMLVideoElement) return shown; // it has controls of its own
       const link = document.createElement("a");
       Object.assign(link, { href: output.url, target: "_blank", rel: "noopener" });
+      link.dataset.output = index;
       link.append(shown);
       return link;
     });
@@ -155,8 +167,8 @@ function view(output, words, otherwise) {
   return element;
 }
 
-async function fromService(id, index) {
-  return (await call(`v1/jobs/${id}/result?index=${index}&redirect=false`)).blob();
+function fromService(id, index) {
+  return call(`v1/jobs/${id}/result?index=${index}&redirect=false`, { as: "blob" });
 }
 
 // Metadata is the caller's: `file` need not be what this page writes there.

@@ -48,6 +48,8 @@ find("forget").addEventListener("click", () => {
   location.reload();
 });
 document.addEventListener("visibilitychange", refresh);
+// Without the key there is nothing to go back to.
+find("ask").addEventListener("cancel", (event) => event.preventDefault());
 
 start();
 
@@ -55,9 +57,8 @@ start();
 async function start() {
   find("forget").hidden = !key.read();
   try {
-    const [vaes, ready] = await Promise.all([read("v1/vaes"), read("readyz")]);
-    submission.offer(vaes.results);
-    tell("standing", ready.warnings.join(" "));
+    submission.offer((await read("v1/vaes")).results);
+    tell("standing", await whatIsWrong());
   } catch (error) {
     fail(error);
     if (error instanceof Refusal && error.status === 401) return;
@@ -65,6 +66,16 @@ async function start() {
     return;
   }
   follow();
+}
+
+/** Ask what the service cannot do or promise now. */
+async function whatIsWrong() {
+  try {
+    return (await read("readyz")).warnings.join(" ");
+  } catch (error) {
+    if (error.status !== 503) throw error;
+    return "A part of the service cannot be reached now: jobs may have to wait.";
+  }
 }
 
 /** Refresh now and then, in one chain only, and not while nobody looks. */

@@ -19,7 +19,12 @@ PAGE: Final = Path(__file__).parents[1] / "page"
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
 
 
-class _Files(StaticFiles):
+class PageFiles(StaticFiles):
+    """What the page consists of, below `/page`."""
+
+    def __init__(self) -> None:
+        super().__init__(directory=PAGE)
+
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """Answer with a file, or say that it has not changed."""
         response = super().file_response(*args, **kwargs)
@@ -28,7 +33,6 @@ class _Files(StaticFiles):
 
 
 router = APIRouter(include_in_schema=False)
-router.mount("/page", _Files(directory=PAGE))
 
 
 @router.get("/")

@@ -52,7 +52,9 @@ def of_ending(manifest: Manifest) -> list[str | int]:
     """Tell what the end of a job adds: fields without the VAE, and numbers, by turns."""
     added: list[str | int] = [f"ended {manifest.status.value}", 1]
     if manifest.status is Status.SUCCEEDED:
-        for stage, milliseconds in manifest.timings.model_dump().items():
+        for stage, measured in manifest.timings.model_dump().items():
+            # The wait is between the clocks of two machines, and a count must not fall.
+            milliseconds = max(0.0, measured)
             bucket = bisect_left(BOUNDS, milliseconds / 1000)
             added += [f"stage {stage} {bucket}", 1]
             added += [f"stage {stage} {TOTAL}", round(1000 * milliseconds)]

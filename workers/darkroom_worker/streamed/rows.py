@@ -10,8 +10,9 @@ held.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -108,16 +109,19 @@ class RowStream:
         """Decode latents [B, C, T, h, w] into videos [B, 3, F, H, W], one after the other."""
         for one, video in zip(torch.split(z, 1), torch.split(out, 1), strict=True):
             first = Extent(one.shape[3], one.shape[2], one.shape[4])
-            bands = self._stream(self.enter(one, on_step), first)
+            entered = torch.split(self.enter(one, on_step), first.band, dim=1)
+            bands = self._stream(_stepping(entered, on_step), first)
             self._leave(bands, on_step, video)
 
     def steps(self, shape: Shape) -> int:
         """Count the steps for latents of a shape.
 
-        They are the frames in the mid block, with its layers, and then the rows of the videos.
+        They are the frames in the mid block, with its layers, the bands that go on from there, and
+        the rows of the videos.
         """
-        batch, _, frames, height, _ = shape
-        return batch * (frames * (1 + self._layers) + height * self._factor)
+        batch, _, frames, height, width = shape
+        bands = math.ceil(height / Extent(height, frames, width).band)
+        return batch * (frames * (1 + self._layers) + bands + height * self._factor)
 
     def steady(self, shape: Shape) -> Shape:
         """Give the latents of the first rows: those that follow take as much memory."""
@@ -146,9 +150,8 @@ class RowStream:
             made[:, :, index] = frame[:, :, 0].permute(0, 2, 3, 1)
         return made.flatten(2, 3)
 
-    def _stream(self, rows: Tensor, extent: Extent) -> Rows:
+    def _stream(self, bands: Rows, extent: Extent) -> Rows:
         """Bring rows of all frames from the latents' size to the video's, [1, r, F W, 3]."""
-        bands: Rows = iter(torch.split(rows, extent.band, dim=1))
         for level in self._levels:
             bands, extent = _through(bands, level, extent)
         last = VolumeConvolution(self._decoder.conv_out, extent.pixels, Blank(extent.frames, 2))
@@ -166,6 +169,12 @@ class RowStream:
                 part = wan.unpatchify(part, self._patch)
             video[:, :, :, done : done + part.shape[3]] = part.clamp_(-1, 1)
             done += part.shape[3]
+
+
+def _stepping(bands: Iterable[Tensor], on_step: Callable[[], None]) -> Rows:
+    for band in bands:
+        on_step()
+        yield band
 
 
 def _through(bands: Rows, level: Level, extent: Extent) -> tuple[Rows, Extent]:

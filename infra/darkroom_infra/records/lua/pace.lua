@@ -5,12 +5,15 @@
 -- owner, how many at most, milliseconds in which so many come back
 local owner, most, window = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time, each = now(), window / most
-local whole_at = math.max(tonumber(redis.call('GET', key('pace:') .. owner) or time), time)
-local left = math.max(0, math.floor((window - (whole_at - time)) / each + 1e-6))
+local whole_at = tonumber(redis.call('GET', key('pace:') .. owner) or time)
+-- Another limit may have been set, or the clock, since that was kept.
+whole_at = math.min(math.max(whole_at, time), time + window)
+local left = math.floor((window - (whole_at - time)) / each + 1e-6)
 local taken = 0
 if left >= 1 then
   taken, left, whole_at = 1, left - 1, whole_at + each
-  redis.call('SET', key('pace:') .. owner, string.format('%.3f', whole_at), 'PX', math.ceil(whole_at - time))
+  redis.call('SET', key('pace:') .. owner, string.format('%.3f', whole_at), 'PX',
+    math.max(1, math.ceil(whole_at - time)))
 end
 local next_in = left >= 1 and 0 or math.ceil(whole_at - time + each - window)
 return { taken, left, math.ceil(whole_at - time), next_in }
