@@ -132,7 +132,6 @@ def test_a_prediction_computes_nothing(framewise: Any) -> None:
 
 def test_a_decode_can_be_abandoned_at_any_frame(framewise: Any) -> None:
     """What `on_step` raises comes out; nothing is kept, and the next decode is as good as ever."""
-
     decoder = StreamedDecoder(framewise)
     z = latents(framewise, 1, 4, 3, 2)
     expected = whole(framewise, z)
