@@ -45,6 +45,13 @@ def whole(vae: Any, z: Tensor) -> Tensor:
     return decoded
 
 
+def in_dtype(vae: Any, dtype: torch.dtype) -> Any:
+    """Make the same VAE in another dtype."""
+    made = type(vae).from_config(vae.config).eval()
+    made.load_state_dict(vae.state_dict())
+    return nn.Module.to(made, dtype)
+
+
 def tensor_bytes(run: Callable[[], object]) -> int:
     """Count the most bytes that tensors hold at once; what libraries hold is not counted."""
     footprint = Footprint("none")
@@ -80,9 +87,7 @@ def test_frames_are_those_of_diffusers_to_the_last_bit(
     framewise: Any, shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:
     """One frame or many, odd sizes and batches: the clamped, unpatchified frames are the same."""
-    vae = type(framewise).from_config(framewise.config).eval()
-    vae.load_state_dict(framewise.state_dict())
-    nn.Module.to(vae, dtype)
+    vae = in_dtype(framewise, dtype)
     z = latents(vae, *shape).to(dtype) * 2
     expected = whole(vae, z)
     assert expected.float().std() > 0.05
@@ -232,9 +237,7 @@ def test_rows_in_half_precision(framewise: Any, dtype: torch.dtype) -> None:
     """They are about as far from float32 as diffusers' own half-precision frames are."""
     z = latents(framewise, 1, 3, 6, 5).to(dtype)
     exact = whole(framewise, z.float())
-    vae = type(framewise).from_config(framewise.config).eval()
-    vae.load_state_dict(framewise.state_dict())
-    nn.Module.to(vae, dtype)
+    vae = in_dtype(framewise, dtype)
     theirs, ours = (
         (frames.float() - exact).square().mean().sqrt()
         for frames in (whole(vae, z), StreamedDecoder(vae).decode(z, Order.ROWS))
@@ -308,7 +311,7 @@ def test_rows_come_first_where_they_are_faster(framewise: Any) -> None:
     small, large = (tuple(latents(framewise, 1, 1, side, side).shape) for side in (4, 64))
     assert decoder.modes(small) == (Order.FRAMES, Order.ROWS)
     assert decoder.modes(large) == (Order.ROWS, Order.FRAMES)
-    half = type(framewise).from_config(framewise.config).eval().to(torch.bfloat16)
+    half = in_dtype(framewise, torch.bfloat16)
     assert StreamedDecoder(half).modes(large) == (Order.FRAMES, Order.ROWS)
 
 

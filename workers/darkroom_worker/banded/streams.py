@@ -7,6 +7,7 @@ are those of all its frames, W = frames x columns.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -76,6 +77,31 @@ def skip(rows: Rows, count: int) -> Rows:
         if band.shape[1] > count:
             yield band[:, count:]
         count = max(0, count - band.shape[1])
+
+
+def fork(rows: Rows) -> tuple[Rows, Rows]:
+    """Let a stream go two ways, of which the second is never ahead: bands wait for it.
+
+    `itertools.tee` would hold on to bands that both have passed, dozens at a time.
+    """
+    waiting: deque[Tensor] = deque()
+
+    def wait(band: Tensor) -> Tensor:
+        waiting.append(band)
+        return band
+
+    return map(wait, rows), iter(waiting.popleft, None)
+
+
+def add(rows: Rows, others: Rows) -> Rows:
+    """Add to each row, in place, one of another stream, which may come in other bands."""
+    taker = Taker(others)
+
+    def add_next(band: Tensor) -> Tensor:
+        taker.add_to(band)
+        return band
+
+    return map(add_next, rows)
 
 
 def split(rows: Rows, most: int) -> Rows:

@@ -9,7 +9,6 @@ input that its output has not come to yet. Beyond the pictures, memory grows wit
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -27,7 +26,7 @@ from .decoder import EXACT_BANDED, nothing
 from .layers import in_one_place, is_convolution, is_patched
 from .layout import to_channels_first, to_rows
 from .memory import Mode
-from .streams import Rows, Scratch, Taker, convolve, copy, split, upsample
+from .streams import Rows, Scratch, add, convolve, copy, fork, split, upsample
 
 FASTER_PIXELS = 1 << 16
 """From so many pixels on a CPU decodes faster in bands; smaller pictures take it a moment."""
@@ -191,21 +190,11 @@ def _block(
 ) -> Rows:
     """Give ReLU(conv(ReLU(conv(ReLU(conv(x))))) + x), of a map of so many rows and pixels."""
     first, second, third = (RowConvolution(block.conv[index], pixels) for index in (0, 2, 4))
-    waiting: deque[Tensor] = deque()
-    behind = Taker(iter(waiting.popleft, None))
-
-    def wait(band: Tensor) -> Tensor:
-        waiting.append(band)
-        return band
-
-    def fuse(band: Tensor) -> Tensor:
-        behind.add_to(band)
-        return band.relu_()
-
-    made = convolve(map(wait, rows), first, copy, count, scratch)
+    rows, beside = fork(rows)
+    made = convolve(rows, first, copy, count, scratch)
     made = convolve(made, second, _rectify, count, scratch)
     made = convolve(made, third, _rectify, count, scratch)
-    return map(fuse, made)
+    return map(Tensor.relu_, add(made, beside))
 
 
 def _rectify(rows: Tensor, out: Tensor) -> None:

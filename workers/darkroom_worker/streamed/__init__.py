@@ -6,7 +6,8 @@ the other, or rows of all frames, as rows of a picture do in `banded`.
 
 from torch import nn
 
-from .decoder import Order, StreamedDecoder, supports
+from .decoder import Order, StreamedDecoder
+from .frames import supports
 from .protocol import EXACT_STREAMED, ExactDecoder
 
 __all__ = ["EXACT_STREAMED", "ExactDecoder", "Order", "StreamedDecoder", "stream"]

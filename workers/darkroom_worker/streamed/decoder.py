@@ -60,11 +60,6 @@ class _Stream(Protocol):
         ...
 
 
-def supports(vae: Any) -> bool:
-    """Tell whether a VAE is one of those, and decodes as its class does, in one piece."""
-    return frames.supports(vae)
-
-
 class StreamedDecoder:
     """Decodes as `vae.decode` does; what is kept belongs to a decode, and ends with it."""
 
@@ -76,7 +71,7 @@ class StreamedDecoder:
         Raises:
             ValueError: it is not known, or it would decode in tiles.
         """
-        if not supports(vae):
+        if not frames.supports(vae):
             raise ValueError(f"this {type(vae).__name__} is not known to decode frame by frame")
         self._vae = vae
         by_frames = FrameStream(vae)

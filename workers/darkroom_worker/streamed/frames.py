@@ -99,7 +99,6 @@ class FrameStream:
     def _decode_frame(self, latent: Tensor, kept: list[Any], *, first: bool) -> Tensor:
         """Decode [B, C, 1, h, w] after what is kept of the frames before, and keep its own."""
         arguments = {"first_chunk": first} if type(self._vae) is AutoencoderKLWan else {}
-        frames: Tensor = self._vae.decoder(latent, feat_cache=kept, feat_idx=[0], **arguments)
-        if self._patch > 1:
-            frames = unpatchify(frames, self._patch)
+        made = self._vae.decoder(latent, feat_cache=kept, feat_idx=[0], **arguments)
+        frames: Tensor = unpatchify(made, self._patch)
         return frames.clamp_(-1, 1)

@@ -11,7 +11,6 @@ held.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from torch.nn import functional
 
 from darkroom_worker.banded.borders import Blank, Write, split_frames
 from darkroom_worker.banded.layers import in_one_place, is_convolution
-from darkroom_worker.banded.streams import Rows, Scratch, Taker, convolve, split, upsample
+from darkroom_worker.banded.streams import Rows, Scratch, add, convolve, fork, split, upsample
 from darkroom_worker.banded.volumes import (
     FrameDoubling,
     VolumeConvolution,
@@ -162,13 +161,12 @@ class RowStream:
         """Write bands into the one video [1, 3, F, H, W]."""
         done = 0
         for band in bands:
-            for _ in range(band.shape[1] * self._patch):
+            part = wan.unpatchify(leave(band, video.shape[2]), self._patch).clamp_(-1, 1)
+            height = part.shape[3]
+            for _ in range(height):
                 on_step()
-            part = leave(band, video.shape[2])
-            if self._patch > 1:
-                part = wan.unpatchify(part, self._patch)
-            video[:, :, :, done : done + part.shape[3]] = part.clamp_(-1, 1)
-            done += part.shape[3]
+            video[:, :, :, done : done + height] = part
+            done += height
 
 
 def _stepping(bands: Iterable[Tensor], on_step: Callable[[], None]) -> Rows:
@@ -180,9 +178,9 @@ def _stepping(bands: Iterable[Tensor], on_step: Callable[[], None]) -> Rows:
 def _through(bands: Rows, level: Level, extent: Extent) -> tuple[Rows, Extent]:
     """Bring bands through the blocks of a level, to the size of the next."""
     scratch = Scratch()
-    beside: deque[Tensor] = deque()
+    beside: Rows = iter(())
     if level.shortcut is not None:
-        bands = map(partial(_kept, beside), bands)
+        bands, beside = fork(bands)
     for resnet in level.resnets:
         bands = _resnet(bands, resnet, extent, scratch)
     if level.resampler is None:
@@ -196,34 +194,20 @@ def _through(bands: Rows, level: Level, extent: Extent) -> tuple[Rows, Extent]:
     bands = upsample(bands, kernels, extent.rows, scratch)
     if level.shortcut is not None:
         repeat = partial(_repeated, level.shortcut, extent.frames)
-        bands = _sums(bands, map(repeat, iter(beside.popleft, None)))
+        bands = add(bands, map(repeat, beside))
     larger = Extent(2 * extent.rows, frames, 2 * extent.columns)
     return split(bands, larger.band), larger
 
 
 def _resnet(bands: Rows, block: Any, extent: Extent, scratch: Scratch) -> Rows:
     """Give shortcut(x) + conv2(SiLU(norm2(conv1(SiLU(norm1(x))))))."""
-    beside: deque[Tensor] = deque()
-    made: Rows = map(partial(_kept, beside), bands)
+    made, beside = fork(bands)
     for norm, layer in ((block.norm1, block.conv1), (block.norm2, block.conv2)):
         convolution = VolumeConvolution(layer, extent.pixels, Blank(extent.frames, 2))
         # The last band of a map brings one row more, and so would grow from layer to layer.
         made = split(made, max(extent.band, convolution.multiple))
         made = convolve(made, convolution, _activated(norm), extent.rows, scratch)
-    return _sums(made, map(partial(_shortcut, block.conv_shortcut), iter(beside.popleft, None)))
-
-
-def _kept(beside: deque[Tensor], band: Tensor) -> Tensor:
-    beside.append(band)
-    return band
-
-
-def _sums(bands: Rows, others: Rows) -> Rows:
-    """Add to each row of a stream that of another, which may come in other bands."""
-    taker = Taker(others)
-    for band in bands:
-        taker.add_to(band)
-        yield band
+    return add(made, map(partial(_shortcut, block.conv_shortcut), beside))
 
 
 def _shortcut(layer: Any, band: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ if rebuilding == '1' then
   -- Listeners may have seen changes that are lost: the new ones have higher numbers than any of them.
   redis.call('HSET', job_key(id), 'log_base', math.max(1, now() - created_at))
   if idempotency ~= '' then reserve(owner, idempotency, fingerprint, id, keep) end
+else
+  count('accepted ' .. vae)
 end
-if rebuilding ~= '1' then count('accepted ' .. vae) end
 enter_queue(id, queue, message, ring_after)
 return 'accepted'
